@@ -1,0 +1,116 @@
+"""Gradients as vectors: capture, compress, keep, search."""
+
+from projections.base import (
+    Accumulator,
+    Batch,
+    Column,
+    Projector,
+    Provenance,
+    Table,
+    TopK,
+)
+from projections.capture import Capture, Layout, find_components
+from projections.checks import (
+    check_at_least,
+    check_between,
+    check_not_empty,
+    check_one_of,
+    require,
+)
+from projections.columns import GradientNorm, Sketch, Statistic
+from projections.data import Rows, as_ids, as_rows, flatten_batches
+from projections.errors import (
+    ConvergenceError,
+    DataError,
+    GradsiftError,
+    NonDeterministicError,
+    NonFiniteError,
+    StoreMismatchError,
+    UnsupportedLayerError,
+)
+from projections.files import read_json, replacing, write_json
+from projections.fingerprint import describe, fingerprint_model
+from projections.indexing import index_gradients, query_rows
+from projections.passes import PassSettings, run_pass
+from projections.per_example import (
+    Component,
+    Gradient,
+    OuterProducts,
+    Parameter,
+    TableRows,
+    Vectors,
+)
+from projections.progress import show_progress, track
+from projections.rademacher import Rademacher
+from projections.records import read_dataset, write_dataset
+from projections.scores import Scores, read_parquet
+from projections.search import FaissIndex, SearchIndex
+from projections.sjlt import SJLT
+from projections.store import GradientStore, StoreWriter
+from projections.task import QueryTask, Task
+from projections.tasks import CausalLM, Classification, Regression, SequenceClassification
+
+__all__ = [
+    "SJLT",
+    "Accumulator",
+    "Batch",
+    "Capture",
+    "CausalLM",
+    "Classification",
+    "Column",
+    "Component",
+    "ConvergenceError",
+    "DataError",
+    "FaissIndex",
+    "Gradient",
+    "GradientNorm",
+    "GradientStore",
+    "GradsiftError",
+    "Layout",
+    "NonDeterministicError",
+    "NonFiniteError",
+    "OuterProducts",
+    "Parameter",
+    "PassSettings",
+    "Projector",
+    "Provenance",
+    "QueryTask",
+    "Rademacher",
+    "Regression",
+    "Rows",
+    "Scores",
+    "SearchIndex",
+    "SequenceClassification",
+    "Sketch",
+    "Statistic",
+    "StoreMismatchError",
+    "StoreWriter",
+    "Table",
+    "TableRows",
+    "Task",
+    "TopK",
+    "UnsupportedLayerError",
+    "Vectors",
+    "as_ids",
+    "as_rows",
+    "check_at_least",
+    "check_between",
+    "check_not_empty",
+    "check_one_of",
+    "describe",
+    "find_components",
+    "fingerprint_model",
+    "flatten_batches",
+    "index_gradients",
+    "query_rows",
+    "read_dataset",
+    "read_json",
+    "read_parquet",
+    "replacing",
+    "require",
+    "run_pass",
+    "show_progress",
+    "track",
+    "write_dataset",
+    "write_json",
+]

@@ -1,0 +1,56 @@
+"""Checks of arguments: each message says what must hold, what came and what to do."""
+
+from collections.abc import Collection
+from importlib import import_module
+from math import isfinite
+from types import ModuleType
+
+
+def check_at_least(name: str, value: float, least: float) -> None:
+    """Refuse a number below ``least``, and NaN."""
+    if not value >= least:
+        raise ValueError(f"`{name}` must be at least {least}. Got {value}.")
+
+
+def check_between(name: str, value: float, least: float, most: float, meaning: str = "") -> None:
+    """Refuse a number outside ``[least, most]``, and NaN."""
+    if not least <= value <= most:
+        why = f" ({meaning})" if meaning else ""
+        raise ValueError(f"`{name}` must be in [{least}, {most}]{why}. Got {value}.")
+
+
+def check_finite_number(name: str, value: float) -> None:
+    """Refuse NaN and infinities."""
+    if not isfinite(value):
+        raise ValueError(f"`{name}` must be a finite number. Got {value}.")
+
+
+def check_one_of(name: str, value: str, allowed: Collection[str]) -> None:
+    """Refuse a word that is not in the list."""
+    if value not in allowed:
+        words = ", ".join(repr(word) for word in sorted(allowed))
+        raise ValueError(f"`{name}` must be one of {words}. Got {value!r}.")
+
+
+def check_not_empty(name: str, length: int) -> None:
+    """Refuse an empty collection."""
+    if length == 0:
+        raise ValueError(f"`{name}` must hold at least one example. Got none.")
+
+
+def require(module: str, install: str) -> ModuleType:
+    """Import an optional dependency, or say how to install it.
+
+    Args:
+        module: Name of the module to import.
+        install: The command that installs it.
+
+    Raises:
+        ImportError: The module is not installed.
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"this needs the package {module!r}, which is not installed. Install it with: {install}"
+        ) from error

@@ -1,0 +1,340 @@
+"""A pass: one walk over a dataset that feeds any number of columns and accumulators.
+
+Letters: ``n`` examples in a batch.
+
+Rows are read in shards. Within a shard, examples are packed into batches by length; what
+comes out is in the order of the rows again. Columns are handed to a sink shard by shard,
+or returned as one table. Values stay on the model's device until their shard is complete.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from projections.base import Accumulator, Batch, Column, Table
+from projections.capture import Capture, Layout, check_evaluation_mode, find_components
+from projections.checks import check_at_least
+from projections.columns import GradientNorm
+from projections.data import Rows, as_rows, shard_ranges
+from projections.errors import NonDeterministicError, NonFiniteError
+from projections.progress import track
+from projections.task import Task, to_device
+
+NUM_NAMED = 10  # ids that a message lists
+
+
+@runtime_checkable
+class Sink(Protocol):
+    """Where the columns of finished shards go."""
+
+    @property
+    def num_finished(self) -> int:
+        """Number of shards that are safe already and will be skipped."""
+        ...
+
+    def write(self, shard: int, table: Table) -> None:
+        """Keep one shard."""
+        ...
+
+
+@runtime_checkable
+class Checkpoint(Protocol):
+    """Where the state of accumulators goes after each shard."""
+
+    @property
+    def num_finished(self) -> int:
+        """Number of shards that the saved state covers."""
+        ...
+
+    def restore(self, accumulators: Sequence[Accumulator]) -> None:
+        """Load the saved state."""
+        ...
+
+    def save(self, shard: int, accumulators: Sequence[Accumulator]) -> None:
+        """Replace the saved state by one that covers shards up to this one."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassSettings:
+    """How a pass reads its data; no result depends on it beyond the order of sums.
+
+    Args:
+        batch_size: Most examples in a batch.
+        max_tokens: Most positions in a batch, padding included. Default: no limit.
+        shard_size: Rows read, and kept safe, at a time.
+        layers: Patterns of the components to look at, as in `find_components`.
+    """
+
+    batch_size: int = 32
+    max_tokens: int | None = None
+    shard_size: int = 1024
+    layers: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        check_at_least("batch_size", self.batch_size, 1)
+        check_at_least("shard_size", self.shard_size, 1)
+        if self.max_tokens is not None:
+            check_at_least("max_tokens", self.max_tokens, 1)
+
+
+def run_pass(
+    task: Task,
+    data: Any,
+    columns: Sequence[Column] = (),
+    *,
+    accumulators: Sequence[Accumulator] = (),
+    settings: PassSettings | None = None,
+    sink: Sink | None = None,
+    checkpoint: Checkpoint | None = None,
+    description: str = "pass",
+) -> Table:
+    """Walk the data once and compute columns and accumulators from it.
+
+    Args:
+        task: The model and its loss.
+        data: A dataset, or `Rows`.
+        columns: What to compute for each row.
+        accumulators: What to compute over all rows; updated in place.
+        settings: How to read the data.
+        sink: Takes each shard's columns as it is complete; the returned table is then empty.
+        checkpoint: Keeps the accumulators' state, so that a killed pass can go on.
+        description: What the progress display says.
+
+    Returns:
+        The columns of all rows, in their order.
+
+    Raises:
+        NonDeterministicError: Losses or gradients depend on chance or on the batch.
+        NonFiniteError: A value is NaN or infinite; earlier shards are safe in the sink.
+        UnsupportedLayerError: A trainable layer has no rule.
+        ValueError: The data is empty, or a setting is out of range.
+
+    Example:
+        >>> from projections import Classification, GradientNorm, Statistic
+        >>> task = Classification(torch.nn.Linear(2, 3))
+        >>> data = [(torch.ones(2), 0), (torch.zeros(2), 1)]
+        >>> table = run_pass(task, data, [Statistic("loss"), GradientNorm()])
+        >>> table.columns["grad_norm"].shape
+        (2,)
+    """
+    rows = as_rows(data)
+    settings = settings or PassSettings()
+    walk = _Walk(task, rows, settings, columns, accumulators)
+    finished = _resume_point(sink, checkpoint, bool(columns), accumulators)
+    shards = shard_ranges(len(rows), settings.shard_size)
+    tables = []
+    if finished < len(shards):
+        walk.preflight()
+    remaining = track(
+        list(enumerate(shards))[finished:],
+        description,
+        total=len(rows),
+        done=sum(map(len, shards[:finished])),
+        size=lambda item: len(item[1]),
+    )
+    for shard, positions in remaining:
+        table = walk.shard(positions)
+        if sink is not None:
+            sink.write(shard, table)
+        else:
+            tables.append(table)
+        if checkpoint is not None:
+            checkpoint.save(shard, accumulators)
+    return concatenate_tables(tables, [column.name for column in columns])
+
+
+def concatenate_tables(tables: Sequence[Table], names: Sequence[str] = ()) -> Table:
+    """Return the rows of several tables as one.
+
+    Args:
+        tables: Tables with the same columns.
+        names: Columns of the result where there is no table at all.
+    """
+    if not tables:
+        return Table(np.empty(0, dtype=np.int64), {name: np.empty(0) for name in names})
+    columns = {
+        name: np.concatenate([table.columns[name] for table in tables])
+        for name in tables[0].columns
+    }
+    return Table(np.concatenate([table.ids for table in tables]), columns)
+
+
+def pack(sizes: Sequence[int], settings: PassSettings) -> Iterator[list[int]]:
+    """Yield groups of positions of similar size, the longest first.
+
+    Args:
+        sizes: Length of each example.
+        settings: Limits of a batch. A single example above ``max_tokens`` is a batch.
+
+    Example:
+        >>> list(pack([1, 9, 2, 8], PassSettings(max_tokens=18)))
+        [[1, 3], [2, 0]]
+    """
+    group: list[int] = []
+    for position in sorted(range(len(sizes)), key=lambda p: (-sizes[p], p)):
+        longest = sizes[group[0]] if group else sizes[position]
+        full = len(group) == settings.batch_size
+        if settings.max_tokens is not None:
+            full = full or (len(group) + 1) * longest > settings.max_tokens
+        if group and full:
+            yield group
+            group = []
+        group.append(position)
+    if group:
+        yield group
+
+
+def _resume_point(
+    sink: Sink | None,
+    checkpoint: Checkpoint | None,
+    has_columns: bool,
+    accumulators: Sequence[Accumulator],
+) -> int:
+    """Return how many shards both the sink and the checkpoint have."""
+    if checkpoint is not None:
+        checkpoint.restore(accumulators)
+        return checkpoint.num_finished
+    return sink.num_finished if sink is not None and has_columns else 0
+
+
+@dataclass
+class _Walk:
+    """What stays the same over the shards of one pass."""
+
+    task: Task
+    rows: Rows
+    settings: PassSettings
+    columns: Sequence[Column]
+    accumulators: Sequence[Accumulator]
+
+    def __post_init__(self) -> None:
+        """Check the model before any data is read."""
+        check_evaluation_mode(self.task.model)
+        self.layout: Layout | None = None
+        if self.accumulators or any(column.needs_gradients for column in self.columns):
+            self.layout = find_components(self.task.model, self.settings.layers)
+        self.consumers = [*self.columns, *self.accumulators]
+
+    def shard(self, positions: Sequence[int]) -> Table:
+        """Compute the columns of one shard."""
+        examples = self.task.encode(self.rows.fetch(positions))
+        ids = self.rows.ids[np.asarray(positions)]
+        results: dict[str, Tensor] = {}
+        losses = torch.empty(0)
+        for group in pack([self.task.size(example) for example in examples], self.settings):
+            batch = to_device(self.task.collate([examples[p] for p in group]), self.task.device)
+            record = self._run(batch, ids[group], self.columns, self.consumers)
+            index = torch.tensor(group, device=self.task.device)
+            values = {column.name: column.values(record) for column in self.columns}
+            for accumulator in self.accumulators:
+                accumulator.end(record)
+            for name, value in {**values, "": record.statistics["loss"]}.items():
+                if name not in results:
+                    results[name] = value.new_empty((len(positions), *value.shape[1:]))
+                results[name][index] = value
+        losses = results.pop("")
+        columns = {name: value.cpu().numpy() for name, value in results.items()}
+        check_finite("loss", losses.cpu().numpy(), ids)
+        for name, value in columns.items():
+            check_finite(name, value, ids)
+        return Table(ids, columns)
+
+    def preflight(self) -> None:
+        """Compare two examples in one batch with each of them alone.
+
+        Raises:
+            NonDeterministicError: Losses or gradient norms differ.
+        """
+        shown = range(min(2, len(self.rows)))
+        examples = self.task.encode(self.rows.fetch(shown))
+        together = self._probe(examples)
+        alone = [self._probe([example]) for example in examples]
+        for kind, values in together.items():
+            single = torch.cat([probe[kind] for probe in alone])
+            tolerance = 10 * torch.finfo(values.dtype).eps ** 0.5
+            if not torch.allclose(
+                values, single, rtol=tolerance, atol=tolerance * 1e-3, equal_nan=True
+            ):
+                raise NonDeterministicError(
+                    f"the {kind} of an example must not depend on chance or on the rest of its "
+                    f"batch. Rows {self.rows.ids[list(shown)].tolist()} give {values.tolist()} "
+                    f"together and {single.tolist()} alone. Sum the loss over the tokens of each "
+                    "example and never average it over the batch; turn off dropout and batch "
+                    "statistics; keep the examples on the first axis."
+                )
+
+    def _probe(self, examples: list[Any]) -> dict[str, Tensor]:
+        """Return losses and gradient norms of a few examples, as on the model's precision."""
+        batch = to_device(self.task.collate(examples), self.task.device)
+        norm = [GradientNorm()] if self.layout else []
+        record = self._run(batch, np.arange(len(examples)), [], norm)
+        probe = {"loss": record.statistics["loss"]}
+        if norm:
+            probe["gradient norm"] = norm[0].values(record)
+        dtype = next(self.task.model.parameters()).dtype
+        return {kind: value.cpu().to(dtype) for kind, value in probe.items()}
+
+    def _run(
+        self,
+        batch: Any,
+        ids: np.ndarray,
+        columns: Sequence[Column],
+        consumers: Sequence[Column | Accumulator],
+    ) -> Batch:
+        """Run forward and, where anyone wants gradients, backward."""
+        count = self.task.num_examples(batch)
+        mask = self.task.token_mask(batch)
+        if self.layout is None:
+            with torch.no_grad():
+                statistics = self._statistics(batch, count)
+            return Batch(ids, self.task.device, statistics["loss"].dtype, mask, statistics)
+        capture = Capture(self.task.model, self.layout)
+        with capture.hooks():
+            statistics = capture.forward(lambda: self._statistics(batch, count), count)
+            losses = statistics["loss"]
+            record = Batch(ids, self.task.device, losses.dtype, mask)
+            watching = [c for c in consumers if getattr(c, "needs_gradients", True)]
+            for consumer in consumers:
+                consumer.begin(record)
+
+            def observe(gradient: Any) -> None:
+                for consumer in watching:
+                    consumer.observe(gradient)
+
+            capture.backward(losses, observe)
+        detached = {name: value.detach() for name, value in statistics.items()}
+        return replace(record, statistics=detached)
+
+    def _statistics(self, batch: Any, count: int) -> Mapping[str, Tensor]:
+        """Return the task's statistics, one number an example each."""
+        statistics = self.task.statistics(batch)
+        for name, value in statistics.items():
+            if tuple(value.shape) != (count,):
+                raise NonDeterministicError(
+                    f"the task must give one {name} an example, a tensor of shape ({count},). Got "
+                    f"shape {tuple(value.shape)}. Use reduction='none' and sum over tokens; a mean "
+                    "over the batch mixes the examples."
+                )
+        return statistics
+
+
+def check_finite(name: str, values: np.ndarray, ids: np.ndarray) -> None:
+    """Refuse NaN and infinities, with the ids of their rows.
+
+    Raises:
+        NonFiniteError: At least one value is not finite.
+    """
+    bad = ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+    if bad.any():
+        named = ids[bad][:NUM_NAMED].tolist()
+        raise NonFiniteError(
+            f"every {name} must be finite. {int(bad.sum())} of {len(values)} rows of this shard "
+            f"are not; their ids: {named}{' ...' if bad.sum() > NUM_NAMED else ''}. Look at these "
+            "rows, and leave them out; what was finished before is kept."
+        )

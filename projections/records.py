@@ -1,0 +1,146 @@
+"""Datasets from files and back: jsonl (plain, gz, zst), parquet, csv, `datasets` folders.
+
+Reading and caching is the work of `datasets`; what is added here is that every format is
+found by its name, and that a broken line is reported with its number.
+"""
+
+import gzip
+import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import datasets
+import zstandard
+
+from projections.errors import DataError
+from projections.files import replacing
+
+BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+COMPRESSED = (".gz", ".zst")
+
+
+def read_dataset(source: str | Path, *, split: str = "train") -> datasets.Dataset:
+    """Return a dataset from a file, a saved `datasets` folder, or a name on the hub.
+
+    Args:
+        source: A path ending in ``.jsonl``, ``.json`` (one object a line), ``.parquet`` or
+            ``.csv``, each also with ``.gz`` or ``.zst``; a folder made by
+            ``save_to_disk``; else a name for ``datasets.load_dataset``.
+        split: The split to take where there are several.
+
+    Raises:
+        DataError: The file is not there, is empty, or has a line that cannot be read; the
+            message names the line.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return _one_split(datasets.load_from_disk(str(path)), split, path)
+    suffixes = [suffix for suffix in path.suffixes if suffix in (*BUILDERS, *COMPRESSED)]
+    if not suffixes:
+        if path.exists():
+            raise DataError(
+                f"{path} must end in one of {', '.join(BUILDERS)}, perhaps with .gz or .zst."
+            )
+        return _one_split(datasets.load_dataset(str(source), split=split), split, path)
+    if not path.exists():
+        raise DataError(f"{path} must be a data file. There is no such file.")
+    builder = BUILDERS.get(suffixes[0])
+    if builder is None:
+        raise DataError(f"{path} must say its format before {suffixes[0]}, as in data.jsonl.gz.")
+    if builder == "json":
+        check_lines(path)
+    try:
+        loaded = datasets.load_dataset(builder, data_files=str(path), split="train")
+    except Exception as error:  # `datasets` wraps the errors of its readers in many ways
+        cause = error.__cause__ or error
+        raise DataError(f"{path} must be readable as {builder}, and is not: {cause}") from error
+    dataset = _one_split(loaded, split, path)
+    if len(dataset) == 0:
+        raise DataError(f"{path} must hold at least one row. It holds none.")
+    return dataset
+
+
+def write_dataset(dataset: datasets.Dataset, path: str | Path) -> None:
+    """Write a dataset as ``.jsonl`` (plain, gz, zst), ``.parquet`` or ``.csv``.
+
+    Args:
+        dataset: The rows.
+        path: Its ending says the format; the file is whole or not there.
+
+    Raises:
+        DataError: The ending is none of these.
+    """
+    path = Path(path)
+    kind = next((s for s in path.suffixes if s in BUILDERS), None)
+    if kind is None:
+        raise DataError(
+            f"{path} must end in one of {', '.join(BUILDERS)}, perhaps with .gz or .zst."
+        )
+    with replacing(path) as raw, _compressing(raw, path.suffix) as file:
+        if kind == ".parquet":
+            dataset.to_parquet(file)
+        elif kind == ".csv":
+            dataset.to_csv(file)
+        else:
+            for row in dataset:
+                file.write(json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n")
+
+
+def check_lines(path: Path) -> None:
+    """Refuse a file with a line that is not a JSON object.
+
+    Raises:
+        DataError: Names the first such line.
+    """
+    number = 0
+    try:
+        for number, line in enumerate(_lines(path), start=1):
+            if line.strip() and not isinstance(json.loads(line), dict):
+                raise DataError(f"{path}, line {number}: every line must be a JSON object {{...}}.")
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}, line {number}: every line must be JSON. {error}.") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}, line {number + 1}: the text must be UTF-8. {error}.") from error
+    except (EOFError, gzip.BadGzipFile, zstandard.ZstdError) as error:
+        raise DataError(
+            f"{path} must be a whole compressed file. It breaks off after line {number}: {error}."
+        ) from error
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a plain or compressed file."""
+    with path.open("rb") as raw:
+        if path.suffix == ".gz":
+            stream: Any = gzip.GzipFile(fileobj=raw)
+        elif path.suffix == ".zst":
+            stream = zstandard.ZstdDecompressor().stream_reader(raw)
+        else:
+            stream = raw
+        yield from io.TextIOWrapper(stream, encoding="utf-8")
+
+
+@contextmanager
+def _compressing(raw: IO[bytes], suffix: str) -> Iterator[Any]:
+    """Wrap a file so that what is written is compressed as its ending says."""
+    if suffix == ".gz":
+        with gzip.GzipFile(fileobj=raw, mode="wb", mtime=0) as file:
+            yield file
+    elif suffix == ".zst":
+        with zstandard.ZstdCompressor().stream_writer(raw, closefd=False) as file:
+            yield file
+    else:
+        yield raw
+
+
+def _one_split(loaded: Any, split: str, path: Path) -> datasets.Dataset:
+    """Return a dataset, picking a split from a dictionary of them."""
+    if isinstance(loaded, datasets.Dataset):
+        return loaded
+    if isinstance(loaded, datasets.DatasetDict):
+        if split not in loaded:
+            raise DataError(f"{path} must have the split {split!r}. It has {sorted(loaded)}.")
+        return loaded[split]
+    raise DataError(f"{path} must be a dataset with a length. Got {type(loaded).__name__}.")

@@ -1,0 +1,104 @@
+"""The reading order is the architecture: a module imports only what stands above it."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("projections", "influence", "selection", "gradsift")
+
+READING_ORDER = """
+projections.errors          the errors that callers may catch
+projections.checks          checks of arguments
+projections.progress        the one funnel of progress
+projections.files           files that are whole or not there
+projections.fingerprint     do two artefacts belong together?
+projections.philox          random bits from a key and a counter
+projections.per_example     per-example gradients, kept in factors
+projections.base            the seams: column, accumulator, projector, results
+projections.data            datasets as rows with stable ids
+projections.records         datasets from files and back
+projections.task            a model, and what the loss of an example means
+projections.tasks.categorical   losses and statistics over labels
+projections.tasks.classification  images, tables and texts
+projections.tasks.language  causal language models
+projections.tasks.regression    squared errors
+projections.tasks           ready-made tasks
+projections.layers.base     what a layer rule is
+projections.layers.registry     the table of rules
+projections.layers.linear   linear layers
+projections.layers.conv     convolutions
+projections.layers.embedding    embedding tables
+projections.layers.norm     normalisation layers
+projections.layers          all rules
+projections.capture         gradients of every layer from one backward
+projections.columns         what a pass computes for each row
+projections.passes          one walk over a dataset
+projections.sjlt            sparse random projection
+projections.rademacher      dense random projection
+projections.store           rows of projected gradients on disk
+projections.search          the best rows for a query
+projections.indexing        from a dataset to a store
+projections.scores          scores of examples, as a table that travels
+projections                 gradients as vectors
+influence.base              the seam of attribution on rows; the sign of a score
+influence.gradient_dot      gradient dot product and cosine
+influence.trak              the kernel of TRAK on a store
+influence.retrieval         training examples behind a query
+influence                   what an example did to a prediction
+selection.base              a selection: what is kept, and why the rest is not
+selection.prune             keep one end of a score
+selection                   which examples to train on
+gradsift                    the application
+"""
+
+ORDER = [line.split()[0] for line in READING_ORDER.strip().splitlines()]
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+            found[name] = path
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    """Names of our modules that a file imports, anywhere in it."""
+    known = modules()
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            submodules = inner & set(known)
+            found |= submodules
+            if len(submodules) < len(inner):
+                found.add(node.module)
+    return {name for name in found if name.split(".")[0] in PACKAGES}
+
+
+def test_every_module_has_its_place_in_the_reading_order() -> None:
+    assert sorted(ORDER) == sorted(modules())
+
+
+def test_a_module_imports_only_what_stands_above_it() -> None:
+    wrong = [
+        f"{name} imports {used}"
+        for name, path in modules().items()
+        for used in imports(path)
+        if ORDER.index(used) >= ORDER.index(name)
+    ]
+    assert not wrong
+
+
+def test_other_packages_are_imported_through_their_front_door() -> None:
+    wrong = [
+        f"{name} imports {used}"
+        for name, path in modules().items()
+        for used in imports(path)
+        if used.split(".")[0] != name.split(".")[0] and "." in used
+    ]
+    assert not wrong
