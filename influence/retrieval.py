@@ -6,7 +6,16 @@ Letters: ``q`` queries, ``k`` neighbours.
 from typing import Any
 
 from influence.base import Metric
-from projections import GradientStore, PassSettings, Projector, SearchIndex, Task, TopK, query_rows
+from projections import (
+    GradientStore,
+    PassSettings,
+    Projector,
+    SearchIndex,
+    Task,
+    TopK,
+    check_between,
+    query_rows,
+)
 
 
 def retrieve(
@@ -37,6 +46,7 @@ def retrieve(
         StoreMismatchError: The store was built with another model or map.
         ValueError: ``k`` is larger than the number of rows.
     """
+    check_between("k", k, 1, len(store), "the number of rows")
     fitted = metric.fit(store)
     rows = query_rows(task, queries, projector, settings=settings, store=store)
     index = SearchIndex(store, scales=fitted.row_scales())

@@ -31,6 +31,7 @@ from projections.errors import (
 from projections.files import read_json, replacing, write_json
 from projections.fingerprint import describe, fingerprint_model
 from projections.indexing import index_gradients, query_rows
+from projections.labels import Labels
 from projections.passes import PassSettings, run_pass
 from projections.per_example import (
     Component,
@@ -66,6 +67,7 @@ __all__ = [
     "GradientNorm",
     "GradientStore",
     "GradsiftError",
+    "Labels",
     "Layout",
     "NonDeterministicError",
     "NonFiniteError",

@@ -25,6 +25,8 @@ class Batch:
         token_mask: Which positions are real, ``n t``, where the task knows.
         device: Where the model is.
         dtype: Floating-point type of the losses.
+        draw: Number of this draw of labels; 0 unless labels are drawn several times, when
+            each draw is begun and ended on its own.
     """
 
     ids: np.ndarray
@@ -32,6 +34,7 @@ class Batch:
     dtype: torch.dtype
     token_mask: Tensor | None = None
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
+    draw: int = 0
 
     def __len__(self) -> int:
         """Return the number ``n`` of examples."""
@@ -53,7 +56,7 @@ class Column(Protocol):
         ...
 
     def begin(self, batch: Batch) -> None:
-        """Start a batch, whose statistics are not known yet."""
+        """Start a batch."""
         ...
 
     def observe(self, gradient: Gradient) -> None:
@@ -75,7 +78,7 @@ class Accumulator(Protocol):
         ...
 
     def begin(self, batch: Batch) -> None:
-        """Start a batch, whose statistics are not known yet."""
+        """Start a batch."""
         ...
 
     def observe(self, gradient: Gradient) -> None:

@@ -11,9 +11,9 @@ layers whose input another operation overwrites in place (refused when it happen
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -64,13 +64,20 @@ class Layout:
         return sum(component.size for component in self.components.values())
 
 
-def find_components(model: nn.Module, layers: str | Sequence[str] | None = None) -> Layout:
+def find_components(
+    model: nn.Module,
+    layers: str | Sequence[str] | None = None,
+    *,
+    kinds: Collection[str] | None = None,
+) -> Layout:
     """Return the components that a model's trainable parameters make.
 
     Args:
         model: The model; parameters that do not require gradients are left out.
         layers: Patterns such as ``"*.mlp.*"``; a module counts if its name, or the name
             of one of its parameters, matches one of them. Default: all.
+        kinds: Kinds of components to keep, of those in `Component`; modules that no rule
+            covers are then left out. Default: all.
 
     Raises:
         UnsupportedLayerError: A trainable layer has no rule.
@@ -105,14 +112,18 @@ def find_components(model: nn.Module, layers: str | Sequence[str] | None = None)
         if not own:
             continue
         found: list[Use] = []
+        if kinds is not None and not _has_rule(module):
+            continue
         for part in _split_shared(_parts(module_name, module, set(own)), own, sharing):
             parameters = tuple(
                 Parameter(names[id(own[attribute])], shape)
                 for attribute, shape in zip(part.attributes, part.shapes, strict=True)
             )
             first = parameters[0].name
-            name = first if part.is_vector else first.rpartition(".")[0]
-            component = components.setdefault(name, Component(name, parameters))
+            name = first if part.kind == "vector" else first.rpartition(".")[0]
+            component = components.setdefault(name, Component(name, parameters, part.kind))
+            if component.kind != part.kind:
+                components[name] = replace(component, kind="mixed")
             if component.parameters != parameters:
                 raise UnsupportedLayerError(
                     f"modules that share a weight must use it in the same layout. {name!r} and "
@@ -120,10 +131,18 @@ def find_components(model: nn.Module, layers: str | Sequence[str] | None = None)
                 )
             found.append(Use(component, part))
         uses[module] = (module_name, found)
+    if kinds is not None:
+        components = {n: c for n, c in components.items() if c.kind in kinds}
+        uses = {
+            module: (name, [use for use in found if use.component.name in components])
+            for module, (name, found) in uses.items()
+        }
+    uses = {module: (name, found) for module, (name, found) in uses.items() if found}
     if not components:
         raise ValueError(
             "the model must have at least one trainable parameter"
             + (f" in a layer that matches {patterns}" if patterns else "")
+            + (f" of the kinds {sorted(kinds)}" if kinds else "")
             + ". Got none. Check `requires_grad` and the names in `model.named_modules()`."
         )
     return Layout(components, uses)
@@ -170,6 +189,7 @@ class Capture:
     model: nn.Module
     layout: Layout
     _num_examples: int = 0
+    _input_keys: dict[tuple[Any, ...], int] = field(default_factory=dict)
     _expected: Counter[str] = field(default_factory=Counter)
     _received: dict[str, list[Term]] = field(default_factory=lambda: defaultdict(list))
     _in_backward: bool = False
@@ -202,20 +222,22 @@ class Capture:
         self._num_examples = num_examples
         self._expected.clear()
         self._received.clear()
+        self._input_keys.clear()
         with torch.enable_grad():
             return compute()
 
-    def backward(self, losses: Tensor, observe: Observer) -> None:
+    def backward(self, losses: Tensor, observe: Observer, *, again: bool = False) -> None:
         """Run backward from the sum of the losses and hand each component to ``observe``.
 
         Args:
             losses: One loss an example, from `forward`.
             observe: Called once for each component that was reached, in backward order.
+            again: Whether another backward from the same forward will follow.
         """
         self._in_backward, self._observe = True, observe
         try:
             if losses.requires_grad:
-                losses.sum().backward()
+                losses.sum().backward(retain_graph=again)
             for name in list(self._received):
                 self._emit(name)
         finally:
@@ -246,6 +268,7 @@ class Capture:
         if len(inputs) == 1 and self._num_examples > 1:
             inputs = inputs.expand(self._num_examples, *inputs.shape[1:])
         version = inputs._version
+        key = None if self._in_backward else self._input_key(inputs)
 
         def keep(grads: Tensor) -> None:
             if inputs._version != version:
@@ -254,15 +277,27 @@ class Capture:
                     "overwritten in place. Make that operation out of place "
                     "(`x = x + y` for `x += y`, `inplace=False`)."
                 )
-            self._receive(module, name, uses, inputs, grads.detach())
+            self._receive(module, uses, inputs, grads.detach(), key)
 
         replaced.register_hook(keep)
         return None if replaced is output else replaced
 
+    def _input_key(self, inputs: Tensor) -> int:
+        """Return the number of a tensor among those that layers read in this forward."""
+        # All of them are alive until backward, so no two share an address.
+        place = (inputs.data_ptr(), tuple(inputs.shape), inputs.stride(), inputs._version)
+        return self._input_keys.setdefault(place, len(self._input_keys))
+
     def _receive(
-        self, module: nn.Module, name: str, uses: list[Use], inputs: Tensor, grads: Tensor
+        self,
+        module: nn.Module,
+        uses: list[Use],
+        inputs: Tensor,
+        grads: Tensor,
+        key: int | None,
     ) -> None:
         """Make the terms of one use, and hand on components that are complete."""
+        name = self.layout.uses[module][0]
         count = self._num_examples
         if len(grads) != count:
             if len(grads) % count:
@@ -278,6 +313,8 @@ class Capture:
         for use in uses:
             component = use.component.name
             term = use.part.make_term(use.component, module, inputs, grads)
+            if isinstance(term, OuterProducts) and term.inputs.data_ptr() == inputs.data_ptr():
+                term = replace(term, input_key=key)
             self._received[component].append(term)
             if len(self._received[component]) == self._expected[component]:
                 self._emit(component)
@@ -297,6 +334,11 @@ def _parts(name: str, module: nn.Module, attributes: set[str]) -> list[Part]:
     return RULES.parts(name, module, attributes)
 
 
+def _has_rule(module: nn.Module) -> bool:
+    """Tell whether a module's own parameters can be covered."""
+    return is_rms_norm(module) or RULES.knows(module)
+
+
 def _split_shared(
     parts: list[Part], own: dict[str, nn.Parameter], sharing: Counter[int]
 ) -> list[Part]:
@@ -307,7 +349,7 @@ def _split_shared(
         if len(part.attributes) == 2 and any(shared):
             (weight, bias), (weight_shape, bias_shape) = part.attributes, part.shapes
             split.append(Part((weight,), (weight_shape,), part.make_term))
-            split.append(Part((bias,), (bias_shape,), _bias_of(part), is_vector=True))
+            split.append(Part((bias,), (bias_shape,), _bias_of(part), kind="vector"))
         else:
             split.append(part)
     return split

@@ -21,6 +21,8 @@ from projections.checks import check_at_least
 from projections.columns import GradientNorm
 from projections.data import Rows, as_rows, shard_ranges
 from projections.errors import NonDeterministicError, NonFiniteError
+from projections.labels import Labels
+from projections.per_example import Gradient
 from projections.progress import track
 from projections.task import Task, to_device
 
@@ -68,12 +70,14 @@ class PassSettings:
         max_tokens: Most positions in a batch, padding included. Default: no limit.
         shard_size: Rows read, and kept safe, at a time.
         layers: Patterns of the components to look at, as in `find_components`.
+        kinds: Kinds of the components to look at, likewise.
     """
 
     batch_size: int = 32
     max_tokens: int | None = None
     shard_size: int = 1024
     layers: tuple[str, ...] | None = None
+    kinds: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         """Check the arguments."""
@@ -89,6 +93,7 @@ def run_pass(
     columns: Sequence[Column] = (),
     *,
     accumulators: Sequence[Accumulator] = (),
+    labels: Labels | None = None,
     settings: PassSettings | None = None,
     sink: Sink | None = None,
     checkpoint: Checkpoint | None = None,
@@ -101,6 +106,7 @@ def run_pass(
         data: A dataset, or `Rows`.
         columns: What to compute for each row.
         accumulators: What to compute over all rows; updated in place.
+        labels: Labels other than the data's, for a Fisher matrix; columns are then refused.
         settings: How to read the data.
         sink: Takes each shard's columns as it is complete; the returned table is then empty.
         checkpoint: Keeps the accumulators' state, so that a killed pass can go on.
@@ -125,7 +131,11 @@ def run_pass(
     """
     rows = as_rows(data)
     settings = settings or PassSettings()
-    walk = _Walk(task, rows, settings, columns, accumulators)
+    if labels is not None and columns:
+        raise ValueError(
+            "`columns` must be empty when labels are drawn: they are about the data's own labels."
+        )
+    walk = _Walk(task, rows, settings, columns, accumulators, labels or Labels())
     finished = _resume_point(sink, checkpoint, bool(columns), accumulators)
     shards = shard_ranges(len(rows), settings.shard_size)
     tables = []
@@ -212,14 +222,16 @@ class _Walk:
     settings: PassSettings
     columns: Sequence[Column]
     accumulators: Sequence[Accumulator]
+    labels: Labels
 
     def __post_init__(self) -> None:
         """Check the model before any data is read."""
         check_evaluation_mode(self.task.model)
         self.layout: Layout | None = None
         if self.accumulators or any(column.needs_gradients for column in self.columns):
-            self.layout = find_components(self.task.model, self.settings.layers)
-        self.consumers = [*self.columns, *self.accumulators]
+            self.layout = find_components(
+                self.task.model, self.settings.layers, kinds=self.settings.kinds
+            )
 
     def shard(self, positions: Sequence[int]) -> Table:
         """Compute the columns of one shard."""
@@ -229,11 +241,9 @@ class _Walk:
         losses = torch.empty(0)
         for group in pack([self.task.size(example) for example in examples], self.settings):
             batch = to_device(self.task.collate([examples[p] for p in group]), self.task.device)
-            record = self._run(batch, ids[group], self.columns, self.consumers)
+            record = self._run(batch, ids[group], self.columns, self.accumulators, self.labels)
             index = torch.tensor(group, device=self.task.device)
             values = {column.name: column.values(record) for column in self.columns}
-            for accumulator in self.accumulators:
-                accumulator.end(record)
             for name, value in {**values, "": record.statistics["loss"]}.items():
                 if name not in results:
                     results[name] = value.new_empty((len(positions), *value.shape[1:]))
@@ -273,7 +283,7 @@ class _Walk:
         """Return losses and gradient norms of a few examples, as on the model's precision."""
         batch = to_device(self.task.collate(examples), self.task.device)
         norm = [GradientNorm()] if self.layout else []
-        record = self._run(batch, np.arange(len(examples)), [], norm)
+        record = self._run(batch, np.arange(len(examples)), norm, [], Labels())
         probe = {"loss": record.statistics["loss"]}
         if norm:
             probe["gradient norm"] = norm[0].values(record)
@@ -285,31 +295,43 @@ class _Walk:
         batch: Any,
         ids: np.ndarray,
         columns: Sequence[Column],
-        consumers: Sequence[Column | Accumulator],
+        accumulators: Sequence[Accumulator],
+        labels: Labels,
     ) -> Batch:
-        """Run forward and, where anyone wants gradients, backward."""
+        """Run one forward and, where anyone wants gradients, a backward for each draw."""
         count = self.task.num_examples(batch)
         mask = self.task.token_mask(batch)
         if self.layout is None:
             with torch.no_grad():
                 statistics = self._statistics(batch, count)
             return Batch(ids, self.task.device, statistics["loss"].dtype, mask, statistics)
+
+        def compute() -> tuple[list[Tensor], Mapping[str, Tensor]]:
+            if labels.kind == "data":
+                statistics = self._statistics(batch, count)
+                return [statistics["loss"]], statistics
+            losses = self.task.fisher_losses(batch, labels, ids)
+            return losses, {"loss": losses[0]}
+
         capture = Capture(self.task.model, self.layout)
+        watching = [*(column for column in columns if column.needs_gradients), *accumulators]
+
+        def observe(gradient: Gradient) -> None:
+            for consumer in watching:
+                consumer.observe(gradient)
+
         with capture.hooks():
-            statistics = capture.forward(lambda: self._statistics(batch, count), count)
-            losses = statistics["loss"]
-            record = Batch(ids, self.task.device, losses.dtype, mask)
-            watching = [c for c in consumers if getattr(c, "needs_gradients", True)]
-            for consumer in consumers:
-                consumer.begin(record)
-
-            def observe(gradient: Any) -> None:
-                for consumer in watching:
-                    consumer.observe(gradient)
-
-            capture.backward(losses, observe)
-        detached = {name: value.detach() for name, value in statistics.items()}
-        return replace(record, statistics=detached)
+            losses, statistics = capture.forward(compute, count)
+            detached = {name: value.detach() for name, value in statistics.items()}
+            record = Batch(ids, self.task.device, losses[0].dtype, mask, detached)
+            for draw, loss in enumerate(losses):
+                record = replace(record, draw=draw)
+                for consumer in [*columns, *accumulators]:
+                    consumer.begin(record)
+                capture.backward(loss, observe, again=draw + 1 < len(losses))
+                for accumulator in accumulators:
+                    accumulator.end(record)
+        return record
 
     def _statistics(self, batch: Any, count: int) -> Mapping[str, Tensor]:
         """Return the task's statistics, one number an example each."""

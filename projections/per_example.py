@@ -43,10 +43,13 @@ class Component:
     Args:
         name: Name of the module, or of the parameter for a vector.
         parameters: What it is made of: a weight and perhaps a bias, a table, or a vector.
+        kind: ``"linear"``, ``"table"`` or ``"vector"``, and ``"mixed"`` for a weight that
+            serves both as a linear map and as a table.
     """
 
     name: str
     parameters: tuple[Parameter, ...]
+    kind: str = "linear"
 
     @property
     def size(self) -> int:
@@ -63,11 +66,14 @@ class OuterProducts:
         inputs: What went into the layer, ``n t i`` or ``n r t i``.
         output_grads: Gradient of the summed loss with respect to its output, ``n t o`` or
             ``n r t o``. With groups, ``o`` and ``i`` are those of one group.
+        input_key: Equal for the layers that read the same tensor in this forward, such as
+            query, key and value; None where that is not known.
     """
 
     component: Component
     inputs: Float[Tensor, "n *r t i"]
     output_grads: Float[Tensor, "n *r t o"]
+    input_key: int | None = None
 
     @property
     def has_bias(self) -> bool:

@@ -26,26 +26,24 @@ def derive_key(seed: int, name: str) -> Key:
     return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
 
 
-def philox(
-    key: Key, low: Int[Tensor, " c"], high: Int[Tensor, " c"] | int = 0
-) -> Int[Tensor, "c 4"]:
-    """Return four 32-bit words for each counter ``(low, high, 0, 0)``.
+def philox(key: Key, *counter: Int[Tensor, "..."] | int) -> Int[Tensor, "... 4"]:
+    """Return four 32-bit words for each counter.
 
     Args:
         key: Two 32-bit words.
-        low: First word of each counter, as int64 in ``[0, 2**32)``.
-        high: Second word of each counter.
+        counter: One to four words of each counter, the first as an int64 tensor in
+            ``[0, 2**32)``, which the others are broadcast to. Missing words are zero.
 
     Returns:
-        The words as int64 in ``[0, 2**32)``, on the device of ``low``.
+        The words as int64 in ``[0, 2**32)``, on the device of the first word.
 
     Example:
         >>> words = philox((0, 0), torch.zeros(1, dtype=torch.int64))
         >>> [f"{int(word):08x}" for word in words[0]]
         ['6627e8d5', 'e169c58d', 'bc57ac4c', '9b00dbd8']
     """
-    zero = torch.zeros_like(low)
-    c0, c1, c2, c3 = low, zero + high, zero, zero
+    zero = torch.zeros_like(torch.as_tensor(counter[0]))
+    c0, c1, c2, c3 = (zero + word for word in (*counter, 0, 0, 0)[:4])
     k0, k1 = key
     for _ in range(ROUNDS):
         # The product wraps in int64, which leaves all 64 bits right; >> copies the sign.

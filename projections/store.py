@@ -247,7 +247,7 @@ class GradientStore:
         """Map one column of one shard."""
         file = shard_file(self.path, shard, name)
         try:
-            array = np.load(file, mmap_mode="r", allow_pickle=False)
+            array = np.load(file, mmap_mode="c", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise StoreMismatchError(
                 f"{file} must be a whole column of the store, and cannot be read: {error}. Build "

@@ -9,10 +9,13 @@ that the gradient of the sum of all losses holds each example's own gradient, un
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import default_collate
+
+from projections.labels import Labels
 
 
 class Task:
@@ -64,6 +67,30 @@ class Task:
     def statistics(self, batch: Any) -> dict[str, Float[Tensor, " n"]]:
         """Return numbers per example from one forward, ``"loss"`` (with its graph) among them."""
         return {"loss": self.losses(batch)}
+
+    def fisher_losses(
+        self, batch: Any, labels: Labels, ids: np.ndarray
+    ) -> list[Float[Tensor, " n"]]:
+        """Return losses under other labels than the data's, from one forward.
+
+        The outer products of their gradients sum to the Fisher matrix of each example.
+
+        Args:
+            batch: The batch, whose labels only say which positions count.
+            labels: Where labels come from.
+            ids: Ids of the rows, which with the seed decide what is drawn.
+        """
+        if labels.kind == "data":
+            return [self.losses(batch)]
+        raise TypeError(
+            f"{type(self).__name__} must define `fisher_losses` to draw labels from the model. Use "
+            "fisher='empirical', which takes the labels of the data, or define it."
+        )
+
+    @property
+    def num_labels(self) -> int | None:
+        """Number of possible labels of an example, where that is small and known."""
+        return None
 
     def measurements(self, batch: Any) -> Float[Tensor, " n"]:
         """Return what a query asks about; the loss unless a subclass says otherwise."""

@@ -17,6 +17,7 @@ projections.per_example     per-example gradients, kept in factors
 projections.base            the seams: column, accumulator, projector, results
 projections.data            datasets as rows with stable ids
 projections.records         datasets from files and back
+projections.labels          where the labels of a Fisher matrix come from
 projections.task            a model, and what the loss of an example means
 projections.tasks.categorical   losses and statistics over labels
 projections.tasks.classification  images, tables and texts

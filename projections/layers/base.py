@@ -25,13 +25,13 @@ class Part:
         shapes: The shape of each in the normal form: ``(o, i)``, ``(o,)``.
         make_term: ``(component, module, inputs, output_grads) -> Term``, for batches
             whose first axis is the examples.
-        is_vector: Whether the component is a single vector, named after its parameter.
+        kind: ``"linear"``, ``"table"`` or ``"vector"``; a vector is named after its parameter.
     """
 
     attributes: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     make_term: TermMaker
-    is_vector: bool = False
+    kind: str = "linear"
 
 
 LayerRule = Callable[[nn.Module, frozenset[str]], list[Part]]
@@ -60,6 +60,10 @@ class Rules:
             return rule
 
         return decorate
+
+    def knows(self, module: nn.Module) -> bool:
+        """Tell whether there is a rule for a module's class."""
+        return any(kind in self._rules for kind in type(module).__mro__)
 
     def parts(self, name: str, module: nn.Module, attributes: set[str]) -> list[Part]:
         """Return the parts that the trainable attributes of a module make.
@@ -96,4 +100,4 @@ def batch_positions(tensor: Tensor, num_examples: int) -> Tensor:
 
 def bias_part(attribute: str, size: int, make_term: TermMaker) -> Part:
     """Return the part of a bias that stands alone, its weight being frozen or tied."""
-    return Part((attribute,), ((size,),), make_term, is_vector=True)
+    return Part((attribute,), ((size,),), make_term, kind="vector")

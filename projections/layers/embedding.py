@@ -22,7 +22,7 @@ def embedding(module: nn.Module, attributes: frozenset[str]) -> list[Part]:
             f"scale_grad_by_freq={module.scale_grad_by_freq}, max_norm={module.max_norm}."
         )
     shape = (module.num_embeddings, module.embedding_dim)
-    return [Part(("weight",), (shape,), looked_up)] if "weight" in attributes else []
+    return [Part(("weight",), (shape,), looked_up, kind="table")] if "weight" in attributes else []
 
 
 def looked_up(

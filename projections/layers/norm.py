@@ -27,7 +27,7 @@ def layer_norm(module: nn.Module, attributes: frozenset[str]) -> list[Part]:
     size = module.weight.numel()
     parts = []
     if "weight" in attributes:
-        parts.append(Part(("weight",), ((size,),), _scaled(_layer_normalized), is_vector=True))
+        parts.append(Part(("weight",), ((size,),), _scaled(_layer_normalized), kind="vector"))
     if "bias" in attributes:
         parts.append(bias_part("bias", size, _summed))
     return parts
@@ -47,7 +47,7 @@ def channel_norm(module: nn.Module, attributes: frozenset[str]) -> list[Part]:
     size = module.weight.numel()
     parts = []
     if "weight" in attributes:
-        parts.append(Part(("weight",), ((size,),), _channel_scaled, is_vector=True))
+        parts.append(Part(("weight",), ((size,),), _channel_scaled, kind="vector"))
     if "bias" in attributes:
         parts.append(bias_part("bias", size, _channel_summed))
     return parts
@@ -55,7 +55,7 @@ def channel_norm(module: nn.Module, attributes: frozenset[str]) -> list[Part]:
 
 def rms_norm_part(size: int) -> list[Part]:
     """Return the part of any RMS normalisation over the last axes."""
-    return [Part(("weight",), ((size,),), _scaled(_rms_normalized), is_vector=True)]
+    return [Part(("weight",), ((size,),), _scaled(_rms_normalized), kind="vector")]
 
 
 def is_rms_norm(module: nn.Module) -> bool:

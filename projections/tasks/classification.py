@@ -6,13 +6,15 @@ Letters: ``n`` examples, ``c`` classes.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from projections.errors import DataError
+from projections.labels import Labels
 from projections.task import Task
-from projections.tasks.categorical import cross_entropies, error_norms, margins
+from projections.tasks.categorical import cross_entropies, error_norms, label_losses, margins
 
 LABEL_COLUMNS = ("label", "labels", "target", "y")
 
@@ -45,6 +47,22 @@ class Classification(Task):
             "el2n": error_norms(detached, labels),
             "margin": margins(detached, labels),
         }
+
+    def fisher_losses(
+        self, batch: Any, labels: Labels, ids: np.ndarray
+    ) -> list[Float[Tensor, " n"]]:
+        """Return losses under drawn labels, or under every label weighted by its probability."""
+        logits, own = self.logits_and_labels(batch)
+        return label_losses(logits, own, labels, ids)
+
+    @property
+    def num_labels(self) -> int | None:
+        """Number of classes, where the model's configuration or last layer says it."""
+        config = getattr(self.model, "config", None)
+        if config is not None:
+            return getattr(config, "num_labels", None)
+        linear = [m for m in self.model.modules() if isinstance(m, nn.Linear)]
+        return linear[-1].out_features if linear else None
 
     def logits_and_labels(self, batch: Any) -> tuple[Float[Tensor, "n c"], Int[Tensor, " n"]]:
         """Run the model and return its logits beside the labels."""

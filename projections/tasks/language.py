@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from inspect import signature
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from projections.errors import DataError
+from projections.labels import Labels
 from projections.task import Task
-from projections.tasks.categorical import IGNORED, cross_entropies
+from projections.tasks.categorical import IGNORED, cross_entropies, label_losses
 from projections.tasks.classification import missing_column
 
 
@@ -83,6 +85,13 @@ class CausalLM(Task):
         logits, labels = self.logits_and_labels(batch)
         counted = (labels != IGNORED).sum(1)
         return {"loss": cross_entropies(logits, labels), "num_tokens": counted.to(logits.dtype)}
+
+    def fisher_losses(
+        self, batch: Any, labels: Labels, ids: np.ndarray
+    ) -> list[Float[Tensor, " n"]]:
+        """Return losses under drawn tokens; padding and ignored positions stay ignored."""
+        logits, own = self.logits_and_labels(batch)
+        return label_losses(logits, own, labels, ids)
 
     def logits_and_labels(self, batch: Any) -> tuple[Float[Tensor, "n t v"], Int[Tensor, "n t"]]:
         """Run the model; logits at one position predict the label of the next."""
