@@ -315,6 +315,8 @@ class _Walk:
 
         capture = Capture(self.task.model, self.layout)
         watching = [*(column for column in columns if column.needs_gradients), *accumulators]
+        # Norms come last, since whoever forms a gradient has its norm on the way.
+        watching.sort(key=lambda consumer: isinstance(consumer, GradientNorm))
 
         def observe(gradient: Gradient) -> None:
             for consumer in watching:

@@ -4,10 +4,12 @@ Letters: ``n`` examples, ``t`` positions, ``i`` input features, ``o`` output fea
 ``d`` parameters of the component, ``r`` groups (absent for a layer with one group).
 
 A linear map ``y = W a`` used at positions ``t`` has the gradient ``sum_t g_t a_t^T``. It is
-never formed unless that is the cheapest way to what was asked.
+never formed unless that is the cheapest way to what was asked, and then piece by piece in
+one small buffer: what is read back from a cache costs half of what is read from memory.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -15,6 +17,13 @@ from math import prod
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+PIECE_ENTRIES = 1 << 22  # gradient entries formed at a time: 16 MB in float32
+PIECE_EXAMPLES = 8  # least examples in a piece, so that there is work for every core
+
+# One working buffer of each dtype, kept because the first touch of fresh memory costs more
+# than what is done with it. Whoever uses it takes it out meanwhile.
+_spare_buffers: dict[torch.dtype, Tensor] = {}
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,23 @@ class Component:
     def size(self) -> int:
         """Number ``d`` of parameters."""
         return sum(parameter.size for parameter in self.parameters)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Neighbouring entries of the gradient of one parameter, for some of the examples.
+
+    Args:
+        parameter: Whose gradient.
+        examples: Which examples.
+        start: The first entry, counted in the flattened parameter.
+        values: The entries, ``n c``. The next piece overwrites them.
+    """
+
+    parameter: Parameter
+    examples: slice
+    start: int
+    values: Float[Tensor, "n c"]
 
 
 @dataclass(frozen=True)
@@ -99,16 +125,52 @@ class OuterProducts:
             blocks.append(self.bias_vector.reshape(count, *bias[0].shape))
         return blocks
 
+    def pieces(self) -> Iterator[Piece]:
+        """Yield the gradient in pieces; the squared norm is had on the way."""
+        weight, *bias = self.component.parameters
+        squares = self.output_grads.new_zeros(len(self.inputs))
+        for piece in self._weight_pieces(weight):
+            squares[piece.examples] += torch.linalg.vector_norm(piece.values, dim=1).square()
+            yield piece
+        if bias:
+            values = self.bias_vector.flatten(1)
+            squares += values.square().sum(1)
+            yield Piece(bias[0], slice(0, len(values)), 0, values)
+        self.__dict__["_sq_norm"] = squares
+
+    def _weight_pieces(self, weight: Parameter) -> Iterator[Piece]:
+        """Yield some rows of the weight's gradient, for some examples, at a time."""
+        count, num_in = len(self.inputs), self.inputs.shape[-1]
+        if "weight_matrix" in self.__dict__ or self.inputs.dim() > 3:
+            yield Piece(weight, slice(0, count), 0, self.weight_matrix.flatten(1))
+            return
+        num_examples = min(count, max(PIECE_EXAMPLES, PIECE_ENTRIES // weight.size))
+        num_rows = min(weight.shape[0], max(1, PIECE_ENTRIES // max(1, num_examples * num_in)))
+        grads = self.output_grads.mT
+        with _buffer(grads, num_examples * num_rows * num_in) as buffer:
+            for first in range(0, count, max(1, num_examples)):
+                examples = slice(first, min(first + num_examples, count))
+                inputs = self.inputs[examples]
+                for row in range(0, weight.shape[0], num_rows):
+                    factor = grads[examples, row : row + num_rows]
+                    shape = (*factor.shape[:2], num_in)
+                    formed = torch.bmm(factor, inputs, out=buffer[: prod(shape)].view(shape))
+                    yield Piece(weight, examples, row * num_in, formed.flatten(1))
+
     def sq_norm(self) -> Float[Tensor, " n"]:
-        """Return the exact squared norm, by the cheaper of Gram matrices and the product."""
+        """Return the exact squared norm, by the cheapest of what is there and what could be."""
+        if "_sq_norm" in self.__dict__:
+            return self.__dict__["_sq_norm"]
         positions, num_in = self.inputs.shape[-2:]
         num_out = self.output_grads.shape[-1]
-        formed = "weight_matrix" in self.__dict__
         if positions == 1:
             inputs = self.inputs.square().sum((-1, -2)) + self.has_bias
             return _to_rows(self.output_grads.square().sum((-1, -2)) * inputs)
+        formed = "weight_matrix" in self.__dict__
         if formed or num_out * num_in < positions * (num_in + num_out):
-            return sum_of_squares(self.blocks())
+            for _ in self.pieces():
+                pass
+            return self.__dict__["_sq_norm"]
         inputs = self.inputs @ self.inputs.mT
         if self.has_bias:
             inputs = inputs + 1
@@ -153,6 +215,11 @@ class Vectors:
 
     component: Component
     values: Float[Tensor, "n o"]
+
+    def pieces(self) -> Iterator[Piece]:
+        """Yield the gradient, which is small, as one piece."""
+        (parameter,) = self.component.parameters
+        yield Piece(parameter, slice(0, len(self.values)), 0, self.values)
 
     def blocks(self) -> list[Float[Tensor, "n ..."]]:
         """Return the gradient in the parameter's shape."""
@@ -259,9 +326,44 @@ def merge_terms(component: Component, terms: Sequence[Term]) -> Gradient:
     return Gradient(component, tuple(merged))
 
 
+def fold_examples(term: Term, num_examples: int) -> Term:
+    """Return a term whose rows are positions of examples as one whose rows are examples.
+
+    Args:
+        term: A term of ``n * f`` rows, those of one example side by side.
+        num_examples: Number ``n`` of examples.
+    """
+    if isinstance(term, Vectors):
+        values = term.values.reshape(num_examples, -1, term.values.shape[-1])
+        return Vectors(term.component, values.sum(1))
+    if isinstance(term, TableRows):
+        grads = term.output_grads.reshape(num_examples, -1, term.output_grads.shape[-1])
+        return TableRows(term.component, term.ids.reshape(num_examples, -1), grads)
+    inputs, grads = (
+        factor.unflatten(0, (num_examples, -1)).movedim(1, -3).flatten(-3, -2)
+        for factor in (term.inputs, term.output_grads)
+    )
+    return OuterProducts(term.component, inputs, grads, term.input_key)
+
+
 def sum_of_squares(blocks: Sequence[Float[Tensor, "n ..."]]) -> Float[Tensor, " n"]:
     """Return the squared norm of each example over all blocks."""
     return torch.stack([block.flatten(1).square().sum(1) for block in blocks]).sum(0)
+
+
+@contextmanager
+def _buffer(like: Tensor, size: int) -> Iterator[Float[Tensor, " c"]]:
+    """Lend a flat working buffer, on the CPU the one that was used before."""
+    if like.device.type != "cpu":  # other devices keep memory themselves
+        yield like.new_empty(size)
+        return
+    buffer = _spare_buffers.pop(like.dtype, None)
+    if buffer is None or len(buffer) < size:
+        buffer = like.new_empty(size)
+    try:
+        yield buffer
+    finally:
+        _spare_buffers[like.dtype] = buffer
 
 
 def _to_rows(values: Float[Tensor, "n *r"]) -> Float[Tensor, " n"]:

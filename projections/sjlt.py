@@ -1,6 +1,7 @@
 """Sparse Johnson-Lindenstrauss projection (CountSketch for one sign a coordinate).
 
-Letters: ``n`` examples, ``d`` parameters, ``k`` projected dimensions, ``s`` signs.
+Letters: ``n`` examples, ``d`` parameters, ``k`` projected dimensions, ``s`` signs, ``b = 2k``
+signed bins, ``r`` rows of a table, ``o`` features of a row.
 
 Where the coordinates of a parameter go is drawn by Philox from the seed and the
 parameter's name, so the map is the same on any device and in any batch. Not handled: a
@@ -16,9 +17,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from projections.checks import check_at_least, check_between
-from projections.per_example import Gradient, TableRows
+from projections.per_example import Gradient, Parameter, Piece, TableRows
 from projections.philox import derive_key, philox
 
+DRAWN = 1 << 18  # coordinates drawn at a time, a multiple of 4; 2 MB for each intermediate
 CACHED_MAPS = 1024  # maps kept between batches: 4 bytes a parameter and sign
 
 
@@ -69,29 +71,44 @@ class SJLT:
         """
         # Bins k..2k-1 stand for a sign of -1, so that no product with signs is needed.
         signed = out.new_zeros(len(out), 2 * self.num_dims)
-        (table,) = gradient.component.parameters[:1]
-        if len(gradient.terms) == 1 and isinstance(gradient.terms[0], TableRows):
-            term = gradient.terms[0]
-            columns = torch.arange(table.shape[1], device=out.device)
-            coordinates = term.ids[..., None] * table.shape[1] + columns
-            values = term.output_grads.flatten(1).to(out.dtype)
-            for repeat in range(self.num_signs):
-                bins = self._bins(table.name, repeat, coordinates.flatten())
-                signed.scatter_add_(1, bins.view(len(out), -1), values)
-        else:
-            for name, values in gradient.materialize().items():
-                flat = values.flatten(1).to(out.dtype)
+        for term in gradient.terms:  # the map is linear, so terms need not be summed first
+            if isinstance(term, TableRows):
+                self._add_rows(term, signed)
+                continue
+            for piece in term.pieces():
                 for repeat in range(self.num_signs):
-                    size, device = flat.shape[1], str(out.device)
-                    signed.index_add_(1, _all_bins(self, name, repeat, size, device), flat)
+                    self._add_piece(piece, repeat, signed[piece.examples])
         positive, negative = signed.split(self.num_dims, dim=1)
         out.add_(positive - negative, alpha=1 / sqrt(self.num_signs))
 
-    def _bins(self, name: str, repeat: int, coordinates: Int[Tensor, " c"]) -> Int[Tensor, " c"]:
-        """Return the signed bin of these coordinates, in ``[0, 2k)``."""
-        words = philox(derive_key(self.seed, f"{name}/{repeat}"), coordinates >> 2)
-        picked = words.gather(1, (coordinates & 3)[:, None]).squeeze(1)
-        return self._to_bins(picked)
+    def _add_piece(self, piece: Piece, repeat: int, signed: Float[Tensor, "n b"]) -> None:
+        """Add entries to their bins."""
+        values = piece.values.to(signed.dtype)
+        name, size = piece.parameter.name, piece.parameter.size
+        bins = _all_bins(self, name, repeat, size, str(signed.device))
+        here = bins[piece.start : piece.start + values.shape[1]]
+        # Maps are kept in 32 bits; older torch versions want 64 to scatter by.
+        signed.scatter_add_(1, here.long().expand_as(values), values)
+
+    def _add_rows(self, term: TableRows, signed: Float[Tensor, "n b"]) -> None:
+        """Add the entries of the rows of a table that were looked up."""
+        (table,) = term.component.parameters
+        rows, places = term.ids.unique(return_inverse=True)
+        for repeat in range(self.num_signs):
+            bins = self._row_bins(table, repeat, rows)[places].flatten(1)
+            signed.scatter_add_(1, bins, term.output_grads.flatten(1).to(signed.dtype))
+
+    def _row_bins(
+        self, table: Parameter, repeat: int, rows: Int[Tensor, " r"]
+    ) -> Int[Tensor, "r o"]:
+        """Return the signed bins, in ``[0, 2k)``, of all entries of some rows of a table."""
+        width = table.shape[1]
+        firsts = rows[:, None] * width
+        # Each counter of Philox gives the words of four neighbours; a row may begin within.
+        counters = (firsts >> 2) + torch.arange(width // 4 + 2, device=rows.device)
+        words = philox(derive_key(self.seed, f"{table.name}/{repeat}"), counters.flatten())
+        within = (firsts & 3) + torch.arange(width, device=rows.device)
+        return self._to_bins(words.view(len(rows), -1).gather(1, within))
 
     def _to_bins(self, words: Int[Tensor, " c"]) -> Int[Tensor, " c"]:
         """Turn 32 random bits into a bin (31 bits) and a sign (1 bit)."""
@@ -103,5 +120,9 @@ class SJLT:
 def _all_bins(settings: SJLT, name: str, repeat: int, size: int, device: str) -> Int[Tensor, " d"]:
     """Return the signed bin of every coordinate of a parameter."""
     key = derive_key(settings.seed, f"{name}/{repeat}")
-    words = philox(key, torch.arange(-(-size // 4), device=device)).flatten()[:size]
-    return settings._to_bins(words).to(torch.int32)
+    bins = torch.empty(size, dtype=torch.int32, device=device)
+    for start in range(0, size, DRAWN):
+        some = bins[start : start + DRAWN]
+        counters = torch.arange(start // 4, -(-(start + len(some)) // 4), device=device)
+        some.copy_(settings._to_bins(philox(key, counters).flatten()[: len(some)]))
+    return bins

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn import functional
 
 from projections.errors import DataError
 from projections.labels import Labels
@@ -106,7 +107,9 @@ class CausalLM(Task):
         output = self.model(**inputs)
         logits = output if isinstance(output, Tensor) else output.logits
         labels = batch["labels"].masked_fill(mask == 0, IGNORED)
-        return logits[:, :-1], labels[:, 1:]
+        # The labels move and not the logits, of which a slice would be a copy, and a zero-padded
+        # one on the way back. The last position predicts nothing.
+        return logits, functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
 
     def _encode_row(self, row: Mapping[str, Any] | str) -> dict[str, list[int]]:
         """Tokenise one row."""
