@@ -8,8 +8,11 @@ from projections.base import (
     Provenance,
     Table,
     TopK,
+    concatenate_top,
 )
+from projections.best import BestRows
 from projections.capture import Capture, Layout, find_components
+from projections.checkpoint import FolderCheckpoint
 from projections.checks import (
     check_at_least,
     check_between,
@@ -55,6 +58,7 @@ __all__ = [
     "SJLT",
     "Accumulator",
     "Batch",
+    "BestRows",
     "Capture",
     "CausalLM",
     "Classification",
@@ -63,6 +67,7 @@ __all__ = [
     "ConvergenceError",
     "DataError",
     "FaissIndex",
+    "FolderCheckpoint",
     "Gradient",
     "GradientNorm",
     "GradientStore",
@@ -99,6 +104,7 @@ __all__ = [
     "check_between",
     "check_not_empty",
     "check_one_of",
+    "concatenate_top",
     "describe",
     "find_components",
     "fingerprint_model",

@@ -3,7 +3,7 @@
 Letters: ``n`` examples, ``q`` queries, ``k`` projected dimensions or neighbours.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -150,6 +150,15 @@ class TopK:
     ids: np.ndarray
     scores: np.ndarray
     positions: np.ndarray
+
+
+def concatenate_top(parts: Sequence[TopK]) -> TopK:
+    """Return the results of several groups of queries as one."""
+    return TopK(
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([part.scores for part in parts]),
+        np.concatenate([part.positions for part in parts]),
+    )
 
 
 Provenance = Mapping[str, Any]

@@ -30,6 +30,7 @@ from projections.per_example import (
     Parameter,
     Term,
     Vectors,
+    fold_examples,
     merge_terms,
 )
 
@@ -57,6 +58,13 @@ class Layout:
 
     components: dict[str, Component]
     uses: dict[nn.Module, tuple[str, list[Use]]]
+
+    def num_groups(self, name: str) -> int:
+        """Return how many linear maps a component is: the groups of a convolution."""
+        modules = [
+            m for m, (_, found) in self.uses.items() for u in found if u.component.name == name
+        ]
+        return getattr(modules[0], "groups", 1)
 
     @property
     def num_parameters(self) -> int:
@@ -89,12 +97,14 @@ def find_components(
         (['0', '1.weight', '1.bias'], 15)
     """
     patterns = [layers] if isinstance(layers, str) else layers
-    tracked = {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and _matches(name, patterns)
-    }
-    names = {id(parameter): name for name, parameter in tracked.items()}
+    names: dict[int, str] = {}
+    matching = set()
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if parameter.requires_grad:
+            names.setdefault(id(parameter), name)  # a tied parameter has several; the first counts
+            if _matches(name, patterns):
+                matching.add(id(parameter))
+    names = {key: name for key, name in names.items() if key in matching}
     sharing = Counter(
         id(parameter)
         for module in model.modules()
@@ -192,6 +202,8 @@ class Capture:
     _input_keys: dict[tuple[Any, ...], int] = field(default_factory=dict)
     _expected: Counter[str] = field(default_factory=Counter)
     _received: dict[str, list[Term]] = field(default_factory=lambda: defaultdict(list))
+    _without_graph: set[str] = field(default_factory=set)
+    _emitted: set[str] = field(default_factory=set)
     _in_backward: bool = False
     _observe: Observer | None = None
 
@@ -223,6 +235,7 @@ class Capture:
         self._expected.clear()
         self._received.clear()
         self._input_keys.clear()
+        self._without_graph.clear()
         with torch.enable_grad():
             return compute()
 
@@ -233,16 +246,31 @@ class Capture:
             losses: One loss an example, from `forward`.
             observe: Called once for each component that was reached, in backward order.
             again: Whether another backward from the same forward will follow.
+
+        Raises:
+            UnsupportedLayerError: A layer ran without a graph, and was not run again.
         """
         self._in_backward, self._observe = True, observe
+        self._emitted.clear()
         try:
             if losses.requires_grad:
                 losses.sum().backward(retain_graph=again)
             for name in list(self._received):
                 self._emit(name)
+            if lost := sorted(self._without_graph - self._emitted):
+                raise UnsupportedLayerError(
+                    "a layer must run with gradients on, or be run again by checkpointing. "
+                    f"{lost[0]!r} did not. In a checkpointed segment whose input needs no gradient "
+                    "use `use_reentrant=False`; else freeze the layer with `requires_grad_(False)`."
+                )
         finally:
             self._in_backward, self._observe = False, None
             self._received.clear()
+
+    @property
+    def ran_without_graph(self) -> bool:
+        """Whether a layer ran without a graph in the last forward, to be run again later."""
+        return bool(self._without_graph)
 
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Keep the input, and wait for the gradient of the output."""
@@ -255,7 +283,9 @@ class Capture:
         if not self._in_backward:
             self._expected.update(use.component.name for use in uses)
         if not torch.is_grad_enabled():
-            return None  # the first forward of a checkpointed segment; the second one counts
+            # The first forward of a checkpointed segment; the second one counts.
+            self._without_graph.update(use.component.name for use in uses)
+            return None
         replaced = output
         if len(output) == 1 and self._num_examples > 1:
             # What is computed once for the whole batch (position embeddings) is expanded, so
@@ -299,20 +329,19 @@ class Capture:
         """Make the terms of one use, and hand on components that are complete."""
         name = self.layout.uses[module][0]
         count = self._num_examples
-        if len(grads) != count:
-            if len(grads) % count:
-                raise UnsupportedLayerError(
-                    f"the first axis of a layer's output must hold the {count} examples of the "
-                    f"batch. {name!r} gives {tuple(grads.shape)}."
-                )
-            # Examples and positions were flattened into one axis; preflight checks the order.
-            grads = grads.view(count, -1, *grads.shape[1:])
-            inputs = inputs.reshape(count, -1, *inputs.shape[1:])
+        if len(grads) % count:
+            raise UnsupportedLayerError(
+                f"the first axis of a layer's output must hold the {count} examples of the "
+                f"batch. {name!r} gives {tuple(grads.shape)}."
+            )
         if inputs.is_floating_point() and inputs.dtype != grads.dtype:
             inputs = inputs.to(grads.dtype)
         for use in uses:
             component = use.component.name
             term = use.part.make_term(use.component, module, inputs, grads)
+            if len(grads) != count:
+                # Examples and positions were flattened into one axis; preflight checks the order.
+                term = fold_examples(term, count)
             if isinstance(term, OuterProducts) and term.inputs.data_ptr() == inputs.data_ptr():
                 term = replace(term, input_key=key)
             self._received[component].append(term)
@@ -323,6 +352,7 @@ class Capture:
         """Hand one component to the observer."""
         assert self._observe is not None
         terms = self._received.pop(name)
+        self._emitted.add(name)
         with torch.no_grad():
             self._observe(merge_terms(self.layout.components[name], terms))
 

@@ -31,6 +31,7 @@ class Rows:
         data: Anything with ``len`` and ``[]``.
         id_column: Name of the column with the ids. Default: ``"id"`` if rows are mappings
             that have it, else the position is the id.
+        by_position: Whether the position is the id whatever columns there are.
 
     Raises:
         TypeError: The data has no length or no index, or is a data loader.
@@ -44,6 +45,7 @@ class Rows:
 
     data: Any
     id_column: str | None = None
+    by_position: bool = False
 
     def __post_init__(self) -> None:
         """Check that rows can be counted and found again."""
@@ -66,9 +68,13 @@ class Rows:
     def ids(self) -> np.ndarray:
         """The id of each row: int64, or text."""
         column = self.id_column or ("id" if len(self) and _has_column(self.data, "id") else None)
-        if column is None:
+        if column is None or self.by_position:
             return np.arange(len(self), dtype=np.int64)
         return as_ids(_column(self.data, column), f"column {column!r}")
+
+    def numbered(self) -> "Rows":
+        """Return the same rows with their positions for ids."""
+        return Rows(self.data, by_position=True)
 
     def fetch(self, positions: Sequence[int]) -> list[Any]:
         """Return the rows at these positions, in this order."""

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Float
 
 from projections.base import TopK
+from projections.best import BestRows
 from projections.checks import check_between, require
 from projections.errors import NonFiniteError
 from projections.files import replacing
@@ -76,7 +76,7 @@ class SearchIndex:
         """
         queries = check_queries(queries, self.num_dims, k, len(self))
         wanted = torch.from_numpy(queries)
-        ends = (_Best(len(queries), k), _Best(len(queries), k))
+        ends = (BestRows(len(queries), k), BestRows(len(queries), k))
         height = max(1, BLOCK_BYTES // (4 * max(1, len(queries))))
         start = 0
         for block in track(_blocks(self.rows, height), "search", total=len(self), size=len):
@@ -84,8 +84,9 @@ class SearchIndex:
             if self.scales is not None:
                 scales = np.float32(self.scales[start : start + len(block)])
                 scores *= torch.from_numpy(scales)
-            ends[0].offer(scores, start)
-            ends[1].offer(scores.neg_(), start)
+            positions = torch.arange(start, start + len(block))
+            ends[0].offer(scores, positions)
+            ends[1].offer(scores.neg_(), positions)
             start += len(block)
         ids = row_ids(self.rows, self.ids)
         return ends[0].result(ids, 1), ends[1].result(ids, -1)
@@ -186,30 +187,6 @@ class FaissIndex:
         return cls(index, np.load(path.with_name(path.name + ".ids.npy"), allow_pickle=False))
 
 
-class _Best:
-    """The ``k`` largest scores of each query so far; ties go to the earlier row."""
-
-    def __init__(self, num_queries: int, k: int) -> None:
-        """Start with nothing."""
-        self.k = k
-        self.scores = torch.empty(num_queries, 0)
-        self.positions = torch.empty(num_queries, 0, dtype=torch.int64)
-
-    def offer(self, scores: Float[Tensor, "q b"], start: int) -> None:
-        """Take the scores of the rows from ``start`` on."""
-        values, positions = _stable_topk(scores, self.k)
-        merged = torch.cat([self.scores, values], 1)
-        origins = torch.cat([self.positions, positions + start], 1)
-        # Earlier rows stand first, so a stable sort keeps ties in the order of the rows.
-        order = merged.sort(dim=1, descending=True, stable=True).indices[:, : self.k]
-        self.scores, self.positions = merged.gather(1, order), origins.gather(1, order)
-
-    def result(self, ids: np.ndarray, sign: int) -> TopK:
-        """Return what was kept."""
-        positions = self.positions.numpy()
-        return TopK(ids[positions], sign * self.scores.numpy(), positions)
-
-
 def check_queries(
     queries: Float[np.ndarray, "q d"], num_dims: int, k: int, num_rows: int
 ) -> Float[np.ndarray, "q d"]:
@@ -239,21 +216,6 @@ def row_ids(rows: Any, ids: np.ndarray | None) -> np.ndarray:
     if ids is not None:
         return ids
     return rows.ids if isinstance(rows, GradientStore) else np.arange(len(rows))
-
-
-def _stable_topk(
-    scores: Float[Tensor, "q b"], k: int
-) -> tuple[Float[Tensor, "q k"], Int[Tensor, "q k"]]:
-    """Return the largest scores in the order of the columns; ties at the end go to the first."""
-    width = scores.shape[1]
-    if k >= width:
-        positions = torch.arange(width).expand(len(scores), width)
-        return scores.clone(), positions
-    values, positions = scores.topk(k + 1, dim=1)
-    for row in torch.nonzero(values[:, k] == values[:, k - 1]).flatten().tolist():
-        positions[row, :k] = scores[row].sort(descending=True, stable=True).indices[:k]
-    kept = positions[:, :k].sort(dim=1).values
-    return scores.gather(1, kept), kept
 
 
 def _blocks(rows: Any, height: int) -> Iterator[np.ndarray]:

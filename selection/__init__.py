@@ -1,6 +1,6 @@
 """Which examples to train on, and how much."""
 
 from selection.base import Selection
-from selection.prune import prune
+from selection.pruning import prune
 
 __all__ = ["Selection", "prune"]

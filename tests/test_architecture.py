@@ -34,9 +34,11 @@ projections.layers          all rules
 projections.capture         gradients of every layer from one backward
 projections.columns         what a pass computes for each row
 projections.passes          one walk over a dataset
+projections.checkpoint      where a killed pass goes on
 projections.sjlt            sparse random projection
 projections.rademacher      dense random projection
 projections.store           rows of projected gradients on disk
+projections.best            the best rows so far
 projections.search          the best rows for a query
 projections.indexing        from a dataset to a store
 projections.scores          scores of examples, as a table that travels
@@ -44,10 +46,19 @@ projections                 gradients as vectors
 influence.base              the seam of attribution on rows; the sign of a score
 influence.gradient_dot      gradient dot product and cosine
 influence.trak              the kernel of TRAK on a store
+influence.damping           what is added before inversion
+influence.kfac_math         Kronecker factors as plain algebra
+influence.linear_layers     the linear maps inside gradients
+influence.covariances       first pass of K-FAC
+influence.eigenvalues       second pass of EK-FAC
+influence.pairwise          scores of pairs, tops, self-influence
+influence.curvature         fitted curvature, and what it answers
+influence.ekfac             EK-FAC and K-FAC
+influence.diagonal          the diagonal, and the identity
 influence.retrieval         training examples behind a query
 influence                   what an example did to a prediction
 selection.base              a selection: what is kept, and why the rest is not
-selection.prune             keep one end of a score
+selection.pruning           keep one end of a score
 selection                   which examples to train on
 gradsift                    the application
 """

@@ -1,0 +1,368 @@
+"""Fitted curvature: an eigenbasis and eigenvalues for every linear map of a model.
+
+Letters: ``n`` examples, ``q`` queries, ``i`` inputs of a layer (with a trailing one for its
+bias), ``o`` outputs.
+
+EK-FAC, K-FAC, the diagonal and the identity differ in how these are found, and in nothing
+else. The damping is chosen when the curvature is used, without another pass.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from influence.damping import Damping, RelativeDamping
+from influence.kfac_math import LayerCurvature, Rotation, damped_inverse, precondition
+from influence.pairwise import (
+    CollectedGradients,
+    PairwiseScores,
+    Preconditioned,
+    RunningTop,
+    SelfInfluence,
+)
+from projections import (
+    ConvergenceError,
+    PassSettings,
+    QueryTask,
+    Rows,
+    Scores,
+    StoreMismatchError,
+    Task,
+    TopK,
+    as_rows,
+    check_at_least,
+    check_between,
+    concatenate_top,
+    describe,
+    fingerprint_model,
+    replacing,
+    run_pass,
+)
+
+QUERY_BYTES = 2 << 30  # query gradients held at a time unless said otherwise
+FORMAT = "gradsift-curvature-1"
+
+
+@runtime_checkable
+class Curvature(Protocol):
+    """Hyper-parameters of a curvature: `EKFAC`, `KFAC`, `Diagonal`, `Identity`."""
+
+    def fit(
+        self, task: Task, data: Any, *, settings: PassSettings | None = None
+    ) -> "FittedCurvature":
+        """Compute the curvature of the mean loss over the data."""
+        ...
+
+
+@dataclass(frozen=True)
+class FittedCurvature:
+    """A curvature that was fitted to one model.
+
+    Args:
+        layers: By name of the linear map.
+        model: Fingerprint of the model.
+        settings: Components and batching of the fit.
+        provenance: How it was fitted, as plain JSON values.
+        damping: What is added to the eigenvalues before inversion.
+    """
+
+    layers: Mapping[str, LayerCurvature]
+    model: str
+    settings: PassSettings
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    damping: Damping = field(default_factory=RelativeDamping)
+
+    def with_damping(self, damping: Damping) -> "FittedCurvature":
+        """Return the same curvature with another damping; nothing is computed."""
+        return replace(self, damping=damping)
+
+    @cached_property
+    def dampings(self) -> dict[str, float]:
+        """The damping of each layer."""
+        return {
+            name: self.damping.of(float(layer.eigenvalues.double().mean()))
+            for name, layer in self.layers.items()
+        }
+
+    @cached_property
+    def inverses(self) -> dict[str, Float[Tensor, "o i"]]:
+        """One over eigenvalue plus damping, by layer.
+
+        Raises:
+            ConvergenceError: An eigenvalue plus the damping is zero.
+        """
+        inverses = {}
+        for name, layer in self.layers.items():
+            inverse = damped_inverse(layer.eigenvalues, self.dampings[name])
+            if not torch.isfinite(inverse).all():
+                raise ConvergenceError(
+                    f"every eigenvalue plus the damping must be above zero. In {name!r} the "
+                    f"smallest is {float(layer.eigenvalues.min()):.3g} and the damping "
+                    f"{self.dampings[name]:.3g}. Use a larger damping."
+                )
+            inverses[name] = inverse
+        return inverses
+
+    def precondition(
+        self, gradients: Mapping[str, Float[Tensor, "q o i"]]
+    ) -> dict[str, Float[Tensor, "q o i"]]:
+        """Return ``(H + damping)^-1 g`` for gradients by layer.
+
+        Args:
+            gradients: Gradients of linear maps, the bias as the last column.
+        """
+        return {
+            name: precondition(
+                gradient,
+                self.inverses[name].to(gradient),
+                left=self.layers[name].left,
+                right=self.layers[name].right,
+            )
+            for name, gradient in gradients.items()
+        }
+
+    def scores(
+        self,
+        task: Task,
+        queries: Any,
+        data: Any,
+        *,
+        settings: PassSettings | None = None,
+        memory: int = QUERY_BYTES,
+    ) -> Scores:
+        """Return the influence of every training example on every query, ``q n``.
+
+        Args:
+            task: The model; its `measurements` are the queries.
+            queries: A dataset of queries.
+            data: The training examples to score.
+            settings: Batching; the layers are those of the fit.
+            memory: Bytes of query gradients held at a time. More queries than fit take
+                another pass over the data.
+
+        Raises:
+            StoreMismatchError: The model is not the one that was fitted.
+        """
+        rows, asked = as_rows(data), as_rows(queries)
+        parts = [
+            run_pass(
+                task,
+                rows,
+                [PairwiseScores(gradients)],
+                settings=self._reading(settings),
+                description="influence",
+            ).columns["influence"]
+            for gradients in self._query_batches(task, asked, settings, memory)
+        ]
+        values = np.concatenate(parts, axis=1).T
+        return Scores(rows.ids, {"influence": values}, asked.ids, self._how())
+
+    def layer_scores(
+        self,
+        task: Task,
+        queries: Any,
+        data: Any,
+        *,
+        settings: PassSettings | None = None,
+        memory: int = QUERY_BYTES,
+    ) -> Scores:
+        """Return the same scores layer by layer; they add up to `scores`."""
+        rows, asked = as_rows(data), as_rows(queries)
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in self.layers}
+        for gradients in self._query_batches(task, asked, settings, memory):
+            columns = [
+                PairwiseScores({name: gradient}, name=name) for name, gradient in gradients.items()
+            ]
+            table = run_pass(
+                task,
+                rows,
+                columns,
+                settings=self._reading(settings),
+                description="influence",
+            )
+            for name in self.layers:
+                parts[name].append(table.columns[name])
+        values = {name: np.concatenate(found, axis=1).T for name, found in parts.items()}
+        return Scores(rows.ids, values, asked.ids, self._how())
+
+    def top(
+        self,
+        task: Task,
+        queries: Any,
+        data: Any,
+        *,
+        k: int = 10,
+        settings: PassSettings | None = None,
+        memory: int = QUERY_BYTES,
+    ) -> tuple[TopK, TopK]:
+        """Return the most helpful and the most harmful examples; all scores are never held.
+
+        Args:
+            task: The model; its `measurements` are the queries.
+            queries: A dataset of queries.
+            data: The training examples to search.
+            k: Number of examples at each end.
+            settings: Batching; the layers are those of the fit.
+            memory: Bytes of query gradients held at a time.
+
+        Returns:
+            The most helpful, best first, and the most harmful, worst first.
+        """
+        rows = as_rows(data)
+        check_between("k", k, 1, len(rows), "the number of rows")
+        found = []
+        for gradients in self._query_batches(task, as_rows(queries), settings, memory):
+            best = RunningTop(gradients, k)
+            run_pass(
+                task,
+                rows.numbered(),
+                accumulators=[best],
+                settings=self._reading(settings),
+                description="influence",
+            )
+            found.append(best.results(rows.ids))
+        tops, bottoms = zip(*found, strict=True)
+        return concatenate_top(tops), concatenate_top(bottoms)
+
+    def self_influence(
+        self, task: Task, data: Any, *, settings: PassSettings | None = None
+    ) -> Scores:
+        """Return ``g^T (H + damping)^-1 g`` of each example, ``n``, in one pass.
+
+        Args:
+            task: The model and its loss.
+            data: The examples.
+            settings: Batching; the layers are those of the fit.
+        """
+        self.check_model(task)
+        column = SelfInfluence(self.layers, self.inverses)
+        rows = as_rows(data)
+        table = run_pass(
+            task, rows, [column], settings=self._reading(settings), description="self-influence"
+        )
+        return Scores.from_table(table, self._how())
+
+    def query_gradients(
+        self, task: Task, queries: Any, *, settings: PassSettings | None = None
+    ) -> Preconditioned:
+        """Return the preconditioned gradients of the queries' measurements, by linear map."""
+        self.check_model(task)
+        rows = as_rows(queries)
+        collected = CollectedGradients()
+        run_pass(
+            QueryTask(task),
+            rows,
+            accumulators=[collected],
+            settings=self._reading(settings),
+            description="queries",
+        )
+        return self.precondition(collected.gradients(rows.ids))
+
+    def _query_batches(
+        self, task: Task, queries: Rows, settings: PassSettings | None, memory: int
+    ) -> Iterator[Preconditioned]:
+        """Yield preconditioned query gradients, as many queries as fit the memory."""
+        check_at_least("memory", memory, 1)
+        entries = sum(layer.eigenvalues.numel() for layer in self.layers.values())
+        itemsize = next(iter(self.layers.values())).eigenvalues.element_size()
+        height = max(1, memory // (entries * itemsize))
+        for start in range(0, len(queries), height):
+            some = range(start, min(start + height, len(queries)))
+            yield self.query_gradients(task, queries.fetch(some), settings=settings)
+
+    def _reading(self, settings: PassSettings | None) -> PassSettings:
+        """Return the layers of the fit, batched as asked for."""
+        batching = settings or self.settings
+        return replace(batching, layers=self.settings.layers, kinds=self.settings.kinds)
+
+    def _how(self) -> dict[str, Any]:
+        """Return the provenance of a result."""
+        return {**self.provenance, "damping": describe(self.damping)}
+
+    def check_model(self, task: Task) -> None:
+        """Refuse a task whose model is another one.
+
+        Raises:
+            StoreMismatchError: The fingerprints differ.
+        """
+        found = fingerprint_model(task.model)
+        if found != self.model:
+            raise StoreMismatchError(
+                f"the curvature must be used with the model it was fitted to. It was fitted to "
+                f"{self.model}; this model is {found}. Fit it again, or load that model."
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file; shared factors once."""
+        tensors: dict[str, Tensor] = {}
+        owners: dict[int, str] = {}
+        index: dict[str, Any] = {}
+        for name, layer in self.layers.items():
+            sides = {}
+            for side, rotation in (("left", layer.left), ("right", layer.right)):
+                owner = owners.setdefault(id(rotation), f"{name}|{side}")
+                sides[side] = [owner, len(rotation.blocks), rotation.size]
+                if owner == f"{name}|{side}":
+                    for number, block in enumerate(rotation.blocks):
+                        tensors[f"{owner}|{number}"] = block.cpu().contiguous()
+            tensors[f"{name}|eigenvalues"] = layer.eigenvalues.cpu().contiguous()
+            index[name] = sides
+        note = {
+            "format": FORMAT,
+            "model": self.model,
+            "index": index,
+            "provenance": dict(self.provenance),
+            "layers": self.settings.layers,
+        }
+        with replacing(Path(path)) as file:
+            file.write(save(tensors, metadata={"gradsift": json.dumps(note)}))
+
+    @classmethod
+    def load(cls, path: str | Path, *, damping: Damping | None = None) -> "FittedCurvature":
+        """Read a saved curvature.
+
+        Args:
+            path: The file.
+            damping: The damping to use; that of `RelativeDamping` if left out.
+
+        Raises:
+            StoreMismatchError: The file is none, or damaged.
+        """
+        try:
+            with safe_open(str(path), "pt") as file:
+                note = json.loads((file.metadata() or {}).get("gradsift", "{}"))
+                # Copies are aligned as fresh tensors are, and so give the same bits.
+                tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+        except Exception as error:  # safetensors raises its own type and OSError
+            raise StoreMismatchError(
+                f"{path} must be a saved curvature, and cannot be read: {error}. Fit it again."
+            ) from error
+        if note.get("format") != FORMAT:
+            raise StoreMismatchError(f"{path} must be a saved curvature. It is something else.")
+        rotations: dict[str, Rotation] = {}
+        layers = {}
+        for name, sides in note["index"].items():
+            for owner, count, size in sides.values():
+                blocks = tuple(tensors[f"{owner}|{number}"] for number in range(count))
+                rotations.setdefault(owner, Rotation(blocks, size))
+            layers[name] = LayerCurvature(
+                rotations[sides["left"][0]],
+                rotations[sides["right"][0]],
+                tensors[f"{name}|eigenvalues"],
+            )
+        patterns = note["layers"]
+        settings = PassSettings(
+            layers=None if patterns is None else tuple(patterns), kinds=("linear",)
+        )
+        chosen = damping if damping is not None else RelativeDamping()
+        return cls(layers, note["model"], settings, note["provenance"], chosen)
