@@ -62,7 +62,8 @@ class GradientNorm:
 
     def values(self, batch: Batch) -> Float[Tensor, " n"]:
         """Return the norms."""
-        return self._total.sqrt()
+        # A sum that cancels may end a rounding below zero; NaN stays NaN.
+        return self._total.clamp(min=0).sqrt()
 
 
 @dataclass

@@ -20,7 +20,7 @@ from projections.capture import Capture, Layout, check_evaluation_mode, find_com
 from projections.checks import check_at_least
 from projections.columns import GradientNorm
 from projections.data import Rows, as_rows, shard_ranges
-from projections.errors import NonDeterministicError, NonFiniteError
+from projections.errors import NonDeterministicError, NonFiniteError, UnsupportedLayerError
 from projections.labels import Labels
 from projections.per_example import Gradient
 from projections.progress import track
@@ -135,6 +135,9 @@ def run_pass(
         raise ValueError(
             "`columns` must be empty when labels are drawn: they are about the data's own labels."
         )
+    names = [column.name for column in columns]
+    if len(set(names)) < len(names):
+        raise ValueError(f"`columns` must have different names. Got {names}.")
     walk = _Walk(task, rows, settings, columns, accumulators, labels or Labels())
     finished = _resume_point(sink, checkpoint, bool(columns), accumulators)
     shards = shard_ranges(len(rows), settings.shard_size)
@@ -150,10 +153,10 @@ def run_pass(
     )
     for shard, positions in remaining:
         table = walk.shard(positions)
-        if sink is not None:
-            sink.write(shard, table)
-        else:
+        if sink is None:
             tables.append(table)
+        elif shard >= sink.num_finished:
+            sink.write(shard, table)
         if checkpoint is not None:
             checkpoint.save(shard, accumulators)
     return concatenate_tables(tables, [column.name for column in columns])
@@ -207,10 +210,12 @@ def _resume_point(
     accumulators: Sequence[Accumulator],
 ) -> int:
     """Return how many shards both the sink and the checkpoint have."""
+    saved = sink.num_finished if sink is not None and has_columns else None
     if checkpoint is not None:
         checkpoint.restore(accumulators)
-        return checkpoint.num_finished
-    return sink.num_finished if sink is not None and has_columns else 0
+        return min(checkpoint.num_finished, checkpoint.num_finished if saved is None else saved)
+    # Without a checkpoint, accumulators start anew, and shards in the sink stay as they are.
+    return 0 if accumulators or saved is None else saved
 
 
 @dataclass
@@ -260,6 +265,7 @@ class _Walk:
 
         Raises:
             NonDeterministicError: Losses or gradient norms differ.
+            UnsupportedLayerError: Autograd finds another gradient than the layers' rules.
         """
         shown = range(min(2, len(self.rows)))
         examples = self.task.encode(self.rows.fetch(shown))
@@ -278,6 +284,46 @@ class _Walk:
                     "example and never average it over the batch; turn off dropout and batch "
                     "statistics; keep the examples on the first axis."
                 )
+        if self.layout is not None:
+            self._check_complete(self.layout, examples[:1])
+
+    def _check_complete(self, layout: Layout, examples: list[Any]) -> None:
+        """Compare the captured gradient of one example with autograd's.
+
+        They differ where a weight is used behind its layer's back, as by fused attention.
+        Not compared under reentrant checkpointing, where autograd gives no such gradient.
+        """
+        model = self.task.model
+        batch = to_device(self.task.collate(examples), self.task.device)
+        found: dict[str, Tensor] = {}
+        capture = Capture(model, layout)
+        with capture.hooks():
+            losses = capture.forward(lambda: self.task.statistics(batch)["loss"], 1)
+            capture.backward(losses, lambda g: found.update({g.component.name: g.sq_norms.sum()}))
+        if capture.ran_without_graph:
+            return
+        parameters = dict(model.named_parameters())
+        parts = [
+            (c.name, parameters[p.name]) for c in layout.components.values() for p in c.parameters
+        ]
+        with torch.enable_grad():
+            loss = self.task.statistics(batch)["loss"].sum()
+            grads = torch.autograd.grad(loss, [p for _, p in parts], allow_unused=True)
+        expected = dict.fromkeys(layout.components, torch.zeros((), device=loss.device))
+        for (name, _), grad in zip(parts, grads, strict=True):
+            if grad is not None:
+                expected[name] = expected[name] + grad.to(loss.dtype).square().sum()
+        scale = float(torch.stack([value.sqrt() for value in expected.values()]).max())
+        tolerance = 10 * torch.finfo(next(model.parameters()).dtype).eps ** 0.5
+        for name, value in expected.items():
+            truth, own = float(value.sqrt()), float(found.get(name, value * 0).clamp(min=0).sqrt())
+            if abs(truth - own) > tolerance * (truth + 1e-3 * max(scale, 1)):
+                raise UnsupportedLayerError(
+                    "a weight must be used by its layer's own forward and nothing else. That of "
+                    f"{name!r} is not: the gradient of an example has the norm {truth:.6g} in all "
+                    f"and {own:.6g} through the layer. Leave it out with `layers=[...]` or "
+                    "`requires_grad_(False)`, or call the layer where its weight is used."
+                )
 
     def _probe(self, examples: list[Any]) -> dict[str, Tensor]:
         """Return losses and gradient norms of a few examples, as on the model's precision."""
@@ -287,7 +333,8 @@ class _Walk:
         probe = {"loss": record.statistics["loss"]}
         if norm:
             probe["gradient norm"] = norm[0].values(record)
-        dtype = next(self.task.model.parameters()).dtype
+        parameter = next(self.task.model.parameters(), None)
+        dtype = record.dtype if parameter is None else parameter.dtype
         return {kind: value.cpu().to(dtype) for kind, value in probe.items()}
 
     def _run(

@@ -30,8 +30,8 @@ class SJLT:
 
     Column :math:`j` of :math:`P` has :math:`s` entries :math:`\pm 1/\sqrt{s}` in rows drawn
     independently, hence :math:`E\langle Pg, Ph \rangle = \langle g, h \rangle`. For unit
-    vectors with :math:`\rho = \langle g, h \rangle` and :math:`s = 1` the variance is
-    :math:`(1 + \rho^2 - 2 \sum_j g_j^2 h_j^2) / k`.
+    vectors with :math:`\rho = \langle g, h \rangle` the variance is
+    :math:`(1 + \rho^2 - \frac{2}{s} \sum_j g_j^2 h_j^2) / k`.
 
     Args:
         num_dims: Number ``k`` of dimensions after the projection.
@@ -108,9 +108,9 @@ class SJLT:
         counters = (firsts >> 2) + torch.arange(width // 4 + 2, device=rows.device)
         words = philox(derive_key(self.seed, f"{table.name}/{repeat}"), counters.flatten())
         within = (firsts & 3) + torch.arange(width, device=rows.device)
-        return self._to_bins(words.view(len(rows), -1).gather(1, within))
+        return self._to_bins(words.view(*counters.shape, 4).flatten(1).gather(1, within))
 
-    def _to_bins(self, words: Int[Tensor, " c"]) -> Int[Tensor, " c"]:
+    def _to_bins(self, words: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
         """Turn 32 random bits into a bin (31 bits) and a sign (1 bit)."""
         bins = ((words >> 1) * self.num_dims) >> 31
         return bins + (words & 1) * self.num_dims

@@ -106,7 +106,9 @@ class CausalLM(Task):
             inputs["use_cache"] = False
         output = self.model(**inputs)
         logits = output if isinstance(output, Tensor) else output.logits
+        # Padding predicts nothing and is not predicted, whichever side it is on.
         labels = batch["labels"].masked_fill(mask == 0, IGNORED)
+        labels[:, 1:].masked_fill_(mask[:, :-1] == 0, IGNORED)
         # The labels move and not the logits, of which a slice would be a copy, and a zero-padded
         # one on the way back. The last position predicts nothing.
         return logits, functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
