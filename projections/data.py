@@ -54,10 +54,12 @@ class Rows:
                 "`data` must be a dataset with a length and an index, since rows need stable "
                 "ids. Got a DataLoader. Pass its `.dataset`; batches are made here."
             )
-        if not hasattr(self.data, "__len__") or not hasattr(self.data, "__getitem__"):
+        sized = hasattr(self.data, "__len__") and hasattr(self.data, "__getitem__")
+        if not sized or isinstance(self.data, str | Mapping):
             raise TypeError(
                 "`data` must have a length and an index (a list, a `datasets.Dataset`, a torch "
-                f"`Dataset`). Got {type(self.data).__name__}. Collect a stream into a list first."
+                f"`Dataset`). Got {type(self.data).__name__}. Collect a stream into a list, read a "
+                "file with `read_dataset`, take one split of several."
             )
 
     def __len__(self) -> int:
@@ -121,7 +123,7 @@ def as_ids(values: Sequence[Any], source: str) -> np.ndarray:
     Raises:
         DataError: An id is missing, or occurs twice.
     """
-    plain = list(values)
+    plain = [value.item() if isinstance(value, Tensor) else value for value in values]
     for position, value in enumerate(plain):
         if value is None:
             raise DataError(f"{source} must hold an id in every row. Row {position} has none.")
@@ -194,5 +196,7 @@ def _bytes_of(value: Any) -> Iterator[bytes]:
             yield from _bytes_of(item)
     elif isinstance(value, Tensor):
         yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    elif hasattr(value, "tobytes"):  # arrays and images, whose text is no description
+        yield value.tobytes()
     else:
         yield repr(value).encode()

@@ -80,7 +80,7 @@ def _read(path: Path, kind: str, read: Callable[[], Any]) -> Any:
     """Read a file, and say what is wrong if that fails."""
     try:
         return read()
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise StoreMismatchError(
             f"{path.parent} must be {kind}. There is no {path.name}."
         ) from error

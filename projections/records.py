@@ -5,7 +5,6 @@ found by its name, and that a broken line is reported with its number.
 """
 
 import gzip
-import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from projections.files import replacing
 
 BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 COMPRESSED = (".gz", ".zst")
+CHUNK = 1 << 17  # bytes decompressed at a time
 
 
 def read_dataset(source: str | Path, *, split: str = "train") -> datasets.Dataset:
@@ -37,19 +37,23 @@ def read_dataset(source: str | Path, *, split: str = "train") -> datasets.Datase
     """
     path = Path(source)
     if path.is_dir():
-        return _one_split(datasets.load_from_disk(str(path)), split, path)
-    suffixes = [suffix for suffix in path.suffixes if suffix in (*BUILDERS, *COMPRESSED)]
-    if not suffixes:
-        if path.exists():
+        try:
+            return _one_split(datasets.load_from_disk(str(path)), split, path)
+        except FileNotFoundError as error:
             raise DataError(
-                f"{path} must end in one of {', '.join(BUILDERS)}, perhaps with .gz or .zst."
-            )
+                f"{path} must be a folder made by `save_to_disk`. It is not."
+            ) from error
+    builder, compressed = BUILDERS.get(_format(path)), path.suffix in COMPRESSED
+    if builder is None and not compressed and not path.exists():
         return _one_split(datasets.load_dataset(str(source), split=split), split, path)
     if not path.exists():
         raise DataError(f"{path} must be a data file. There is no such file.")
-    builder = BUILDERS.get(suffixes[0])
+    if builder is None and compressed:
+        raise DataError(f"{path} must say its format before {path.suffix}, as in data.jsonl.gz.")
     if builder is None:
-        raise DataError(f"{path} must say its format before {suffixes[0]}, as in data.jsonl.gz.")
+        raise DataError(
+            f"{path} must end in one of {', '.join(BUILDERS)}, perhaps with .gz or .zst."
+        )
     if builder == "json":
         check_lines(path)
     try:
@@ -74,8 +78,8 @@ def write_dataset(dataset: datasets.Dataset, path: str | Path) -> None:
         DataError: The ending is none of these.
     """
     path = Path(path)
-    kind = next((s for s in path.suffixes if s in BUILDERS), None)
-    if kind is None:
+    kind = _format(path)
+    if kind not in BUILDERS:
         raise DataError(
             f"{path} must end in one of {', '.join(BUILDERS)}, perhaps with .gz or .zst."
         )
@@ -90,43 +94,70 @@ def write_dataset(dataset: datasets.Dataset, path: str | Path) -> None:
 
 
 def check_lines(path: Path) -> None:
-    """Refuse a file with a line that is not a JSON object.
+    """Refuse a file with a line that is not a JSON object, and one without lines.
 
     Raises:
         DataError: Names the first such line.
     """
-    number = 0
+    number, empty = 0, True
     try:
         for number, line in enumerate(_lines(path), start=1):
-            if line.strip() and not isinstance(json.loads(line), dict):
+            if not line.strip():
+                continue
+            if not isinstance(json.loads(line.decode()), dict):
                 raise DataError(f"{path}, line {number}: every line must be a JSON object {{...}}.")
+            empty = False
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {number}: every line must be JSON. {error}.") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}, line {number + 1}: the text must be UTF-8. {error}.") from error
+        raise DataError(f"{path}, line {number}: the text must be UTF-8. {error}.") from error
     except (EOFError, gzip.BadGzipFile, zstandard.ZstdError) as error:
         raise DataError(
             f"{path} must be a whole compressed file. It breaks off after line {number}: {error}."
         ) from error
+    if empty:
+        raise DataError(f"{path} must hold at least one row. It holds none.")
 
 
-def _lines(path: Path) -> Iterator[str]:
+def _format(path: Path) -> str:
+    """Return the ending that says the format: the last one that is no compression."""
+    return path.with_suffix("").suffix if path.suffix in COMPRESSED else path.suffix
+
+
+def _lines(path: Path) -> Iterator[bytes]:
     """Yield the lines of a plain or compressed file."""
     with path.open("rb") as raw:
         if path.suffix == ".gz":
-            stream: Any = gzip.GzipFile(fileobj=raw)
+            with gzip.GzipFile(fileobj=raw) as stream:
+                yield from stream
         elif path.suffix == ".zst":
-            stream = zstandard.ZstdDecompressor().stream_reader(raw)
+            yield from _zstd_lines(raw)
         else:
-            stream = raw
-        yield from io.TextIOWrapper(stream, encoding="utf-8")
+            yield from raw
+
+
+def _zstd_lines(raw: IO[bytes]) -> Iterator[bytes]:
+    """Yield the lines of a zstd file of any number of frames, each of which must be whole."""
+    # NOTE: `stream_reader` takes a frame that breaks off for one that ends.
+    text = unread = b""
+    frame = None
+    while chunk := unread or raw.read(CHUNK):
+        frame = frame or zstandard.ZstdDecompressor().decompressobj()
+        *lines, text = (text + frame.decompress(chunk)).split(b"\n")
+        yield from lines
+        unread = frame.unused_data
+        frame = None if frame.eof else frame
+    if frame is not None:
+        raise EOFError("the last frame has no end")
+    if text:
+        yield text
 
 
 @contextmanager
 def _compressing(raw: IO[bytes], suffix: str) -> Iterator[Any]:
     """Wrap a file so that what is written is compressed as its ending says."""
     if suffix == ".gz":
-        with gzip.GzipFile(fileobj=raw, mode="wb", mtime=0) as file:
+        with gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as file:
             yield file
     elif suffix == ".zst":
         with zstandard.ZstdCompressor().stream_writer(raw, closefd=False) as file:

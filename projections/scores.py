@@ -90,12 +90,22 @@ class Scores:
         """Return the columns of both, which must be about the same ids.
 
         Raises:
-            DataError: The ids differ.
+            DataError: The ids or the queries differ, or a column is in both.
         """
         if not np.array_equal(self.ids, other.ids):
             raise DataError(
                 f"scores that are joined must be about the same ids in the same order. Got "
                 f"{len(self)} and {len(other)} rows that differ. Compute both on one dataset."
+            )
+        if repeated := [name for name in self.names if name in other.columns]:
+            raise DataError(
+                f"columns that are joined must have different names. Both have {repeated}."
+            )
+        queries = [None if q is None else q.tolist() for q in (self.query_ids, other.query_ids)]
+        if queries[0] != queries[1]:
+            raise DataError(
+                "scores that are joined must be about the same queries, or all about single rows. "
+                "Got different ones. Compute both for one set of queries."
             )
         provenance = {**self.provenance, **other.provenance}
         return Scores(self.ids, {**self.columns, **other.columns}, self.query_ids, provenance)
@@ -128,7 +138,9 @@ class Scores:
         """Return an arrow table."""
         columns: dict[str, Any] = {"id": pa.array(self.ids.tolist())}
         for name, values in self.columns.items():
-            columns[name] = pa.array(list(values.T)) if values.ndim == 2 else pa.array(values)
+            flat = pa.array(np.ascontiguousarray(values.T).reshape(-1))
+            pairs = values.ndim == 2
+            columns[name] = pa.FixedSizeListArray.from_arrays(flat, len(values)) if pairs else flat
         queries = None if self.query_ids is None else self.query_ids.tolist()
         note = json.dumps({"provenance": dict(self.provenance), "query_ids": queries})
         return pa.table(columns).replace_schema_metadata({METADATA: note.encode()})
@@ -153,6 +165,7 @@ def read_parquet(path: Path) -> pa.Table:
 
 def _stack(column: pa.ChunkedArray) -> np.ndarray:
     """Return a column of numbers as ``n``, and one of lists as ``q n``."""
-    if pa.types.is_list(column.type):
-        return np.asarray(column.to_pylist()).T
+    if pa.types.is_fixed_size_list(column.type):
+        values = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        return values.reshape(len(column), column.type.list_size).T
     return column.to_numpy()

@@ -8,6 +8,7 @@ rows were made of. Whatever the manifest does not list does not exist, so a kill
 goes on where it stopped and a reader may look while rows are being written.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -57,7 +58,8 @@ class StoreWriter:
         """Open the folder, new or half-written."""
         check_one_of("dtype", dtype, DTYPES)
         self.path = Path(path)
-        wanted = {"format": FORMAT, "num_rows": num_rows, "dtype": dtype, **description}
+        plain = json.loads(json.dumps(dict(description), allow_nan=False))  # as it is read back
+        wanted = {"format": FORMAT, "num_rows": num_rows, "dtype": dtype, **plain}
         if (self.path / MANIFEST).exists():
             self._manifest = read_json(self.path / MANIFEST, KIND)
             found = {key: self._manifest.get(key) for key in self._manifest if key != "shards"}
@@ -67,6 +69,10 @@ class StoreWriter:
                     f"and settings. It differs in: {'; '.join(different)}. Choose another folder "
                     "or remove this one."
                 )
+        elif self.path.is_file():
+            raise StoreMismatchError(
+                f"{self.path} must be a new folder, or one with a store. It is a file."
+            )
         elif self.path.exists() and any(self.path.iterdir()):
             raise StoreMismatchError(
                 f"{self.path} must be a new folder, or one with a store. It holds something else."
