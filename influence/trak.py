@@ -50,7 +50,9 @@ class TRAK:
             gram += rows.T @ rows
         gram /= len(store)
         gram[np.diag_indices_from(gram)] += self.damping * np.trace(gram) / len(gram)
-        return FittedTRAK(store, gram)
+        fitted = FittedTRAK(store, gram)
+        _ = fitted._factor  # refused here and not at the first query
+        return fitted
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,18 @@ class FittedTRAK:
     def _factor(self) -> tuple[np.ndarray, bool]:
         """The Cholesky factor."""
         try:
-            return cho_factor(self.gram, lower=True)
+            factor, lower = cho_factor(self.gram, lower=True)
+            # Rounding can leave the pivots of a singular matrix a little above zero.
+            rounding = len(self.gram) * np.finfo(np.float64).eps * self.gram.diagonal().max()
+            if factor.diagonal().min() ** 2 <= rounding:
+                raise np.linalg.LinAlgError("a pivot is zero but for rounding")
         except np.linalg.LinAlgError as error:
             raise ConvergenceError(
                 "the damped Gram matrix of the rows must be positive definite, and is not: the "
                 f"{len(self.store)} rows do not span its {len(self.gram)} dimensions. Raise "
                 "`damping`, for instance to 0.1."
             ) from error
+        return factor, lower
 
     def map_queries(self, queries: Float[np.ndarray, "q k"]) -> Float[np.ndarray, "q k"]:
         """Return the queries times the inverse of the damped Gram matrix."""

@@ -97,9 +97,9 @@ class Selection:
         missing = {"kept", "weight", "reason"} - set(table.column_names)
         if missing:
             raise DataError(f"{path} must be a selection. It lacks the columns {sorted(missing)}.")
-        rows = table.to_pylist()
-        kept = [row for row in rows if row["kept"]]
-        rejected = {row["id"]: row["reason"] for row in rows if not row["kept"]}
-        weights = np.array([row["weight"] for row in kept], dtype=np.float64)
+        ids, reasons = table.column("id").to_pylist(), table.column("reason").to_pylist()
+        kept = table.column("kept").to_numpy()
+        weights = table.column("weight").to_numpy()[kept]
+        rejected = {ids[row]: reasons[row] for row in np.flatnonzero(~kept).tolist()}
         note = json.loads((table.schema.metadata or {}).get(METADATA, b"{}"))
-        return cls(np.array([row["id"] for row in kept]), weights, rejected, note)
+        return cls(np.asarray(ids)[kept], weights, rejected, note)

@@ -41,7 +41,7 @@ def prune(
     """
     check_between("keep", keep, 0, 1, "a share of the rows")
     check_one_of("drop", drop, ENDS)
-    values = scores.values
+    values = np.asarray(scores.values, dtype=np.float64)
     if values.ndim != 1:
         raise ValueError(
             f"`scores` must hold one number an example. Got the shape {values.shape}. Average over "
