@@ -1,0 +1,107 @@
+"""What every projector must do: a new one adds a row to `PROJECTORS`.
+
+Letters: ``n`` examples, ``k`` projected dimensions.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from projections import (
+    SJLT,
+    Component,
+    Gradient,
+    OuterProducts,
+    Parameter,
+    Projector,
+    Rademacher,
+    TableRows,
+    Vectors,
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One projector under the contract.
+
+    Args:
+        make: From a number of dimensions and a seed to the projector.
+        variance: Of ``<Pg, Ph>`` for two vectors and a number of dimensions.
+    """
+
+    make: Callable[[int, int], Projector]
+    variance: Callable[[Tensor, Tensor, int], float]
+
+
+def sign_variance(num_signs: int) -> Callable[[Tensor, Tensor, int], float]:
+    """``(|g|^2 |h|^2 + <g, h>^2 - 2/s sum g^2 h^2) / k``, as the docstrings say."""
+
+    def variance(g: Tensor, h: Tensor, k: int) -> float:
+        own = float((g * g).sum() * (h * h).sum() + (g @ h) ** 2)
+        return (own - 2 / num_signs * float((g * g * h * h).sum())) / k
+
+    return variance
+
+
+PROJECTORS = {
+    "sjlt-1": Row(lambda k, seed: SJLT(num_dims=k, seed=seed), sign_variance(1)),
+    "sjlt-4": Row(lambda k, seed: SJLT(num_dims=k, num_signs=4, seed=seed), sign_variance(4)),
+    "rademacher": Row(lambda k, seed: Rademacher(num_dims=k, seed=seed), sign_variance(1)),
+}
+
+COMPONENTS = {
+    "linear": Component("fc", (Parameter("fc.weight", (3, 5)), Parameter("fc.bias", (3,)))),
+    "grouped": Component("conv", (Parameter("conv.weight", (6, 4)),)),
+    "table": Component("emb", (Parameter("emb.weight", (11, 3)),), "table"),
+    "vector": Component("norm.weight", (Parameter("norm.weight", (7,)),), "vector"),
+    "tied": Component("wte", (Parameter("wte.weight", (9, 4)),), "mixed"),
+}
+
+
+def gradient(kind: str, num: int, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Gradient:
+    """A random gradient of ``num`` examples of one of the components."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    component = COMPONENTS[kind]
+    if kind == "linear":
+        terms = (OuterProducts(component, draw(num, 4, 5), draw(num, 4, 3)),)
+    elif kind == "grouped":
+        terms = (OuterProducts(component, draw(num, 2, 4, 4), draw(num, 2, 4, 3)),)
+    elif kind == "vector":
+        terms = (Vectors(component, draw(num, 7)),)
+    else:
+        size, width = component.parameters[0].shape
+        ids = torch.randint(size, (num, 6), generator=generator)
+        terms = (TableRows(component, ids, draw(num, 6, width)),)
+        if kind == "tied":
+            terms = (*terms, OuterProducts(component, draw(num, 4, width), draw(num, 4, size)))
+    return Gradient(component, terms)
+
+
+def select(whole: Gradient, rows: Tensor | slice) -> Gradient:
+    """The gradient of some of the examples."""
+    parts = []
+    for term in whole.terms:
+        if isinstance(term, OuterProducts):
+            part = OuterProducts(whole.component, term.inputs[rows], term.output_grads[rows])
+        elif isinstance(term, TableRows):
+            part = TableRows(whole.component, term.ids[rows], term.output_grads[rows])
+        else:
+            part = Vectors(whole.component, term.values[rows])
+        parts.append(part)
+    return Gradient(whole.component, tuple(parts))
+
+
+def project(projector: Projector, *gradients: Gradient, dtype: torch.dtype | None = None) -> Tensor:
+    """The sum of the projections of several components."""
+    like = gradients[0].terms[0]
+    values = like.values if isinstance(like, Vectors) else like.output_grads
+    out = torch.zeros(len(values), projector.num_dims, dtype=dtype or values.dtype)
+    for part in gradients:
+        projector.project(part, out)
+    return out

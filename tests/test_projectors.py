@@ -1,0 +1,276 @@
+"""The contract of projectors: linear, unbiased with a stated variance, the same map always."""
+
+import itertools
+from statistics import fmean
+
+import pytest
+import torch
+from contracts import COMPONENTS, PROJECTORS, gradient, project, select
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracles import basis, flatten, projection_matrix
+from torch import Tensor
+
+from projections import (
+    SJLT,
+    Component,
+    Gradient,
+    OuterProducts,
+    Parameter,
+    Rademacher,
+    Vectors,
+    per_example,
+    rademacher,
+    sjlt,
+)
+from projections.philox import derive_key, philox
+
+EXACT = 1e-12  # float64 rounding over sums of a few dozen terms
+SINGLE = 1e-5  # float32 rounding of the same
+NUM_SEEDS = 600
+STANDARD_ERRORS = 4.0  # chance of a false alarm below 1e-4, and seeds are fixed
+
+rows = pytest.mark.parametrize("row", PROJECTORS.values(), ids=list(PROJECTORS))
+kinds = pytest.mark.parametrize("kind", COMPONENTS)
+
+
+@kinds
+def test_the_oracle_of_unit_vectors_is_the_identity(kind: str) -> None:
+    torch.testing.assert_close(
+        flatten(basis(COMPONENTS[kind])), torch.eye(COMPONENTS[kind].size, dtype=torch.float64)
+    )
+
+
+@rows
+@kinds
+def test_a_projection_is_its_matrix_times_the_materialised_gradient(row, kind: str) -> None:
+    projector, grads = row.make(16, 3), gradient(kind, 5)
+    expected = flatten(gradient(kind, 5)) @ projection_matrix(projector, COMPONENTS[kind])
+    torch.testing.assert_close(project(projector, grads), expected, rtol=EXACT, atol=EXACT)
+
+
+@rows
+@kinds
+def test_factored_and_flat_gradients_have_one_projection(row, kind: str) -> None:
+    projector, grads = row.make(16, 3), gradient(kind, 5)
+    total = torch.zeros(5, 16, dtype=torch.float64)
+    for name, values in gradient(kind, 5).materialize().items():
+        # A vector of the same name and size has the same map as a table or a layer.
+        parameter = Parameter(name, (values[0].numel(),))
+        component = Component(name, (parameter,), "vector")
+        projector.project(Gradient(component, (Vectors(component, values.flatten(1)),)), total)
+    torch.testing.assert_close(project(projector, grads), total, rtol=EXACT, atol=EXACT)
+
+
+@rows
+def test_a_projection_is_linear(row) -> None:
+    projector = row.make(16, 3)
+    first, second = gradient("vector", 4, seed=1), gradient("vector", 4, seed=2)
+    component = COMPONENTS["vector"]
+    mixed = Gradient(component, (Vectors(component, 2 * flatten(first) - 3 * flatten(second)),))
+    expected = 2 * project(projector, first) - 3 * project(projector, second)
+    torch.testing.assert_close(project(projector, mixed), expected, rtol=EXACT, atol=EXACT)
+
+
+@rows
+def test_components_are_summed_in_any_order(row) -> None:
+    projector, parts = row.make(16, 3), [gradient(kind, 3) for kind in COMPONENTS]
+    expected = sum(project(projector, part) for part in parts)
+    for order in itertools.islice(itertools.permutations(parts), 0, 120, 17):
+        torch.testing.assert_close(project(projector, *order), expected, rtol=EXACT, atol=EXACT)
+
+
+@rows
+@kinds
+@settings(max_examples=15, deadline=None)
+@given(split=st.integers(0, 6), order=st.permutations(range(6)))
+def test_the_map_does_not_depend_on_the_batch(row, kind: str, split: int, order: list[int]) -> None:
+    projector, grads = row.make(16, 3), gradient(kind, 6)
+    whole = project(projector, grads)
+    parts = [project(projector, select(grads, part)) for part in (slice(split), slice(split, 6))]
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=EXACT, atol=EXACT)
+    shuffled = project(projector, select(grads, torch.tensor(order)))
+    torch.testing.assert_close(shuffled, whole[order], rtol=EXACT, atol=EXACT)
+
+
+@rows
+@kinds
+def test_the_map_is_the_same_in_both_precisions_and_keeps_them(row, kind: str) -> None:
+    projector = row.make(16, 3)
+    double = project(projector, gradient(kind, 5))
+    single = project(projector, gradient(kind, 5, dtype=torch.float32))
+    assert (double.dtype, single.dtype) == (torch.float64, torch.float32)
+    torch.testing.assert_close(single.double(), double, rtol=SINGLE, atol=SINGLE)
+    half = project(projector, gradient(kind, 5, dtype=torch.float16), dtype=torch.float32)
+    torch.testing.assert_close(half.double(), double, rtol=0.05, atol=0.05)
+
+
+@rows
+@kinds
+def test_the_map_does_not_depend_on_the_number_of_threads(row, kind: str) -> None:
+    projector, grads = row.make(256, 3), gradient(kind, 5)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        single = project(projector, grads)
+        torch.set_num_threads(2)
+        double = project(projector, grads)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(single, double, rtol=EXACT, atol=EXACT)
+
+
+@rows
+def test_the_map_depends_on_the_seed_and_on_the_name(row) -> None:
+    component = COMPONENTS["vector"]
+    renamed = Component("other", (Parameter("other", (7,)),), "vector")
+    matrix = projection_matrix(row.make(16, 3), component)
+    assert torch.equal(projection_matrix(row.make(16, 3), component), matrix)
+    assert not torch.equal(projection_matrix(row.make(16, 4), component), matrix)
+    assert not torch.equal(projection_matrix(row.make(16, 3), renamed), matrix)
+
+
+@rows
+@pytest.mark.parametrize("num", [0, 1])
+def test_an_empty_batch_and_one_example_are_batches(row, num: int) -> None:
+    for kind in COMPONENTS:
+        assert project(row.make(8, 0), select(gradient(kind, 2), slice(num))).shape == (num, 8)
+
+
+@rows
+def test_inner_products_are_unbiased_with_the_stated_variance(row) -> None:
+    generator = torch.Generator().manual_seed(5)
+    g = torch.randn(7, generator=generator, dtype=torch.float64)
+    h = g + torch.randn(7, generator=generator, dtype=torch.float64)
+    component, k = COMPONENTS["vector"], 8
+    pair = Gradient(component, (Vectors(component, torch.stack([g, h])),))
+    sketches = [project(row.make(k, seed), pair) for seed in range(NUM_SEEDS)]
+    products = torch.tensor([float(sketch[0] @ sketch[1]) for sketch in sketches])
+    error = float(products.std()) / NUM_SEEDS**0.5
+    assert abs(float(products.mean()) - float(g @ h)) < STANDARD_ERRORS * error
+    squares = (products - float(g @ h)) ** 2
+    error = float(squares.std()) / NUM_SEEDS**0.5
+    assert abs(float(squares.mean()) - row.variance(g, h, k)) < STANDARD_ERRORS * error
+
+
+@rows
+def test_norms_over_components_are_unbiased(row) -> None:
+    parts = [gradient(kind, 1) for kind in COMPONENTS]
+    truth = sum(float(flatten(part).square().sum()) for part in parts)
+    norms = [float(project(row.make(64, seed), *parts).square().sum()) for seed in range(60)]
+    spread = float(torch.tensor(norms).std()) / len(norms) ** 0.5
+    assert abs(fmean(norms) - truth) < STANDARD_ERRORS * spread
+
+
+def test_a_layer_in_pieces_has_the_same_projection(monkeypatch: pytest.MonkeyPatch) -> None:
+    grads = gradient("linear", 5)
+    whole = project(SJLT(num_dims=16, seed=0), grads)
+    for entries, examples in [(1, 1), (7, 2), (40, 1), (1, 8)]:
+        monkeypatch.setattr(per_example, "PIECE_ENTRIES", entries)
+        monkeypatch.setattr(per_example, "PIECE_EXAMPLES", examples)
+        fresh = gradient("linear", 5)
+        torch.testing.assert_close(project(SJLT(num_dims=16, seed=0), fresh), whole)
+        expected = flatten(gradient("linear", 5)).square().sum(1)
+        torch.testing.assert_close(fresh.sq_norms, expected, rtol=EXACT, atol=EXACT)
+
+
+def test_a_map_drawn_in_blocks_is_the_same_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    grads = gradient("linear", 5)
+    whole = project(Rademacher(num_dims=130, seed=0), grads)
+    monkeypatch.setattr(rademacher, "BLOCK_ENTRIES", 260)
+    torch.testing.assert_close(project(Rademacher(num_dims=130, seed=0), grads), whole)
+    component = COMPONENTS["table"]
+    matrix = projection_matrix(SJLT(num_dims=8, seed=1), component)
+    sjlt._all_bins.cache_clear()
+    monkeypatch.setattr(sjlt, "DRAWN", 4)
+    assert torch.equal(projection_matrix(SJLT(num_dims=8, seed=1), component), matrix)
+
+
+def test_rademacher_with_fewer_dimensions_is_its_first_rows() -> None:
+    few = projection_matrix(Rademacher(num_dims=5, seed=2), COMPONENTS["linear"]) * 5**0.5
+    many = projection_matrix(Rademacher(num_dims=200, seed=2), COMPONENTS["linear"]) * 200**0.5
+    torch.testing.assert_close(few, many[:, :5])
+
+
+def test_rademacher_reads_the_bits_its_docstring_names() -> None:
+    matrix = projection_matrix(Rademacher(num_dims=150, seed=2), COMPONENTS["vector"])
+    key = derive_key(2, "norm.weight")
+    for r, c in [(0, 0), (31, 1), (32, 2), (127, 3), (128, 4), (149, 6)]:
+        words = philox(key, torch.tensor([c]), r // 128)[0]
+        bit = (int(words[(r % 128) // 32]) >> (r % 32)) & 1
+        assert float(matrix[c, r]) == pytest.approx((2 * bit - 1) / 150**0.5)
+
+
+@pytest.mark.parametrize("num_signs", [1, 4])
+def test_a_column_of_sjlt_has_its_signs(num_signs: int) -> None:
+    matrix = projection_matrix(SJLT(num_dims=64, num_signs=num_signs, seed=0), COMPONENTS["linear"])
+    units = matrix * num_signs**0.5
+    torch.testing.assert_close(units, units.round())
+    assert (units.abs().sum(1) <= num_signs + EXACT).all()
+    assert (units.abs().sum(1) % 2 == num_signs % 2).all()  # two signs may cancel
+
+
+# Philox.
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        (0, "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        (0xFFFFFFFF, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+    ],
+    ids=["zeros", "ones"],
+)
+def test_philox_gives_the_published_words(word: int, expected: str) -> None:
+    words = philox((word, word), torch.tensor([word]), word, word, word)
+    assert [f"{int(value):08x}" for value in words[0]] == expected.split()
+
+
+def slow_philox(key: tuple[int, int], counter: list[int]) -> list[int]:
+    """Philox4x32-10 in whole numbers of Python."""
+    (k0, k1), (c0, c1, c2, c3) = key, counter
+    for _ in range(10):
+        p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57
+        c0, c1 = (p1 >> 32) ^ c1 ^ k0, p1 & 0xFFFFFFFF
+        c2, c3 = (p0 >> 32) ^ c3 ^ k1, p0 & 0xFFFFFFFF
+        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
+    return [c0, c1, c2, c3]
+
+
+words = st.integers(0, 2**32 - 1)
+
+
+@settings(max_examples=50, deadline=None)
+@given(key=st.tuples(words, words), counter=st.lists(words, min_size=1, max_size=4))
+def test_philox_equals_arithmetic_in_whole_numbers(
+    key: tuple[int, int], counter: list[int]
+) -> None:
+    first, *rest = counter
+    found = philox(key, torch.tensor([first]), *rest)[0].tolist()
+    assert found == slow_philox(key, [*counter, 0, 0, 0][:4])
+
+
+# Arguments.
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SJLT(num_dims=0, seed=0), r"`num_dims` must be in \[1, 1073741824\]\. Got 0\."),
+        (lambda: SJLT(num_dims=8, num_signs=0, seed=0), r"`num_signs` must be at least 1\. Got 0"),
+        (lambda: Rademacher(num_dims=-1, seed=0), r"`num_dims` must be at least 1\. Got -1\."),
+    ],
+    ids=["sjlt-dims", "sjlt-signs", "rademacher-dims"],
+)
+def test_the_message_names_the_argument_the_bound_and_the_value(make, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_an_empty_sum_of_positions_is_zero() -> None:
+    component = COMPONENTS["linear"]
+    inputs, grads = torch.zeros(2, 0, 5), torch.zeros(2, 0, 3)
+    empty = Gradient(component, (OuterProducts(component, inputs, grads),))
+    assert not project(SJLT(num_dims=8, seed=0), empty).any()
+    assert isinstance(empty.sq_norms, Tensor)
+    assert not empty.sq_norms.any()
