@@ -4,29 +4,40 @@ from influence.base import FittedMetric, Metric
 from influence.curvature import Curvature, FittedCurvature
 from influence.damping import AbsoluteDamping, Damping, RelativeDamping, recipe_damping
 from influence.diagonal import Diagonal, Identity
+from influence.eigen_index import EigenProjector, choose_coordinates
 from influence.ekfac import EKFAC, KFAC
 from influence.gradient_dot import GradientCosine, GradientDot
+from influence.influence_index import InfluenceIndex, build_index
 from influence.kfac_math import LayerCurvature, Rotation
+from influence.lds import LDS, linear_datamodeling_score
+from influence.pairwise import SelfInfluence
 from influence.retrieval import retrieve
 from influence.trak import TRAK
 
 __all__ = [
     "EKFAC",
     "KFAC",
+    "LDS",
     "TRAK",
     "AbsoluteDamping",
     "Curvature",
     "Damping",
     "Diagonal",
+    "EigenProjector",
     "FittedCurvature",
     "FittedMetric",
     "GradientCosine",
     "GradientDot",
     "Identity",
+    "InfluenceIndex",
     "LayerCurvature",
     "Metric",
     "RelativeDamping",
     "Rotation",
+    "SelfInfluence",
+    "build_index",
+    "choose_coordinates",
+    "linear_datamodeling_score",
     "recipe_damping",
     "retrieve",
 ]

@@ -155,17 +155,29 @@ class FittedCurvature:
         """
         rows, asked = as_rows(data), as_rows(queries)
         parts = [
-            run_pass(
-                task,
-                rows,
-                [PairwiseScores(gradients)],
-                settings=self._reading(settings),
-                description="influence",
-            ).columns["influence"]
+            self.scores_of(task, gradients, rows, settings=settings)
             for gradients in self._query_batches(task, asked, settings, memory)
         ]
-        values = np.concatenate(parts, axis=1).T
+        values = np.concatenate(parts, axis=0)
         return Scores(rows.ids, {"influence": values}, asked.ids, self._how())
+
+    def scores_of(
+        self,
+        task: Task,
+        gradients: Preconditioned,
+        data: Any,
+        *,
+        settings: PassSettings | None = None,
+    ) -> Float[np.ndarray, "q n"]:
+        """Return the scores of examples for queries that `query_gradients` has prepared."""
+        table = run_pass(
+            task,
+            data,
+            [PairwiseScores(gradients)],
+            settings=self.reading(settings),
+            description="influence",
+        )
+        return table.columns["influence"].T
 
     def layer_scores(
         self,
@@ -187,7 +199,7 @@ class FittedCurvature:
                 task,
                 rows,
                 columns,
-                settings=self._reading(settings),
+                settings=self.reading(settings),
                 description="influence",
             )
             for name in self.layers:
@@ -227,7 +239,7 @@ class FittedCurvature:
                 task,
                 rows.numbered(),
                 accumulators=[best],
-                settings=self._reading(settings),
+                settings=self.reading(settings),
                 description="influence",
             )
             found.append(best.results(rows.ids))
@@ -248,7 +260,7 @@ class FittedCurvature:
         column = SelfInfluence(self.layers, self.inverses)
         rows = as_rows(data)
         table = run_pass(
-            task, rows, [column], settings=self._reading(settings), description="self-influence"
+            task, rows, [column], settings=self.reading(settings), description="self-influence"
         )
         return Scores.from_table(table, self._how())
 
@@ -263,7 +275,7 @@ class FittedCurvature:
             QueryTask(task),
             rows,
             accumulators=[collected],
-            settings=self._reading(settings),
+            settings=self.reading(settings),
             description="queries",
         )
         return self.precondition(collected.gradients(rows.ids))
@@ -280,7 +292,7 @@ class FittedCurvature:
             some = range(start, min(start + height, len(queries)))
             yield self.query_gradients(task, queries.fetch(some), settings=settings)
 
-    def _reading(self, settings: PassSettings | None) -> PassSettings:
+    def reading(self, settings: PassSettings | None) -> PassSettings:
         """Return the layers of the fit, batched as asked for."""
         batching = settings or self.settings
         return replace(batching, layers=self.settings.layers, kinds=self.settings.kinds)

@@ -27,6 +27,7 @@ from projections import (
     check_at_least,
     check_one_of,
     describe,
+    find_components,
     fingerprint_model,
     run_pass,
 )
@@ -166,6 +167,14 @@ def linear_settings(settings: PassSettings | None) -> PassSettings:
     return replace(settings or PassSettings(), kinds=KINDS)
 
 
+def held_fixed(task: Task, settings: PassSettings) -> list[str]:
+    """Return the trainable parameters that are in no linear map of a curvature."""
+    layout = find_components(task.model, settings.layers, kinds=settings.kinds)
+    covered = {part.name for c in layout.components.values() for part in c.parameters}
+    trainable = [name for name, p in task.model.named_parameters() if p.requires_grad]
+    return [name for name in trainable if name not in covered]
+
+
 def pick_labels(
     fisher: FisherName, task: Task, *, num_samples: int, seed: int, purpose: str
 ) -> Labels:
@@ -216,10 +225,8 @@ class _Fit:
 
     def result(self, layers: dict[str, LayerCurvature]) -> FittedCurvature:
         """Return the fitted curvature."""
-        model = fingerprint_model(self.task.model)
-        return FittedCurvature(
-            layers, model, self.reading, self.provenance(), self.settings.damping
-        )
+        how = {**self.provenance(), "held_fixed": held_fixed(self.task, self.reading)}
+        return FittedCurvature(layers, how["model"], self.reading, how, self.settings.damping)
 
     def provenance(self) -> dict[str, Any]:
         """Return how the curvature is fitted, as plain JSON values."""

@@ -3,8 +3,9 @@
 Letters: ``n`` examples, ``t`` positions, ``i`` inputs with a trailing one for a bias,
 ``o`` outputs.
 
-A convolution with groups is one linear map a group. Norms, lone biases and embedding
-tables are not linear maps; curvature here treats them as fixed (as Grosse et al. 2023).
+A convolution with groups is one linear map a group. Norms, lone biases, embedding tables
+and a head tied to one are not linear maps alone; curvature holds them fixed, as Grosse et
+al. (2023) do, and says in its provenance which parameters these are.
 """
 
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from projections import Gradient, OuterProducts, UnsupportedLayerError
+from projections import Gradient, OuterProducts
 
 KINDS = ("linear",)
 
@@ -42,17 +43,10 @@ class LinearUse:
 
 
 def linear_uses(gradient: Gradient) -> Iterator[LinearUse]:
-    """Yield the linear maps of one component.
-
-    Raises:
-        UnsupportedLayerError: The component is not a linear map alone.
-    """
+    """Yield the linear maps of one component: none if it is anything else beside."""
     (term, *others) = gradient.terms
     if others or not isinstance(term, OuterProducts):
-        raise UnsupportedLayerError(
-            f"curvature must be of linear maps. {gradient.component.name!r} is of the kind "
-            f"{gradient.component.kind!r}. Leave it out with `layers=[...]`."
-        )
+        return
     inputs, name = term.inputs, gradient.component.name
     if term.has_bias:
         inputs = torch.cat([inputs, inputs.new_ones(*inputs.shape[:-1], 1)], -1)

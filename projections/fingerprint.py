@@ -34,11 +34,16 @@ def fingerprint_file(path: Path) -> str:
 def describe(settings: Any) -> dict[str, Any]:
     """Return a frozen settings object as plain JSON values, with its class name.
 
+    An object that has a method ``describe`` describes itself.
+
     Example:
         >>> from projections.sjlt import SJLT
         >>> describe(SJLT(num_dims=8, seed=0))
         {'kind': 'SJLT', 'num_dims': 8, 'num_signs': 1, 'seed': 0}
     """
+    own = getattr(settings, "describe", None)
+    if own is not None:
+        return own()
     if not is_dataclass(settings) or isinstance(settings, type):
         raise TypeError(f"`settings` must be a dataclass object. Got {settings!r}.")
     return {"kind": type(settings).__name__, **json.loads(json.dumps(asdict(settings)))}

@@ -90,11 +90,14 @@ def label_losses(
     with torch.no_grad():
         counted = (labels != IGNORED).view(len(labels), -1)
         ranks = counted.cumsum(1) - 1  # so that padding does not change what is drawn
-        cdf = logits.detach().double().softmax(-1).cumsum(-1)
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        cdf = logits.detach().softmax(-1, dtype=wide).cumsum(-1)
         draws = uniforms(source, ids, int(counted.sum(1).max()), logits.device)
         picked = [draw.gather(1, ranks.clamp(min=0)).view(labels.shape) for draw in draws]
         sampled = [
-            (cdf < (u[..., None] * cdf[..., -1:])).sum(-1).clamp(max=logits.shape[-1] - 1)
+            torch.searchsorted(cdf, u[..., None].to(wide) * cdf[..., -1:])
+            .squeeze(-1)
+            .clamp(max=logits.shape[-1] - 1)
             for u in picked
         ]
     scale = 1 / sqrt(len(sampled))
