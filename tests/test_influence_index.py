@@ -1,0 +1,129 @@
+"""The influence index against full EK-FAC, and against algebra written out."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from influence import EKFAC, AbsoluteDamping, InfluenceIndex, build_index, choose_coordinates
+from projections import Classification, PassSettings, Sketch, StoreMismatchError, Task, run_pass
+
+STORED = 2e-5  # rows are kept in float32
+DAMPING = 0.05
+
+
+@pytest.fixture
+def setup() -> tuple[Task, list[Any], list[Any], Any]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 2, 2, groups=2), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3))
+    task = Classification(model.double().eval())
+    rows = [(torch.randn(2, 3, 3, dtype=torch.float64), label % 3) for label in range(20)]
+    train, queries = rows[:16], rows[16:]
+    fitted = EKFAC(seed=0, damping=AbsoluteDamping(DAMPING)).fit(task, train)
+    return task, train, queries, fitted
+
+
+def size_of(fitted: Any) -> int:
+    return sum(layer.eigenvalues.numel() for layer in fitted.layers.values())
+
+
+def test_with_all_coordinates_the_index_gives_the_full_scores(setup, tmp_path) -> None:
+    task, train, queries, fitted = setup
+    index = build_index(
+        fitted, task, train, num_dims=size_of(fitted), path=tmp_path, gram=None, damping=DAMPING
+    )
+    top, bottom = index.search(task, queries, k=16)
+    exact = fitted.scores(task, queries, train).values
+    order = np.argsort(-exact, axis=1, kind="stable")
+    np.testing.assert_array_equal(top.ids, order)
+    np.testing.assert_allclose(
+        top.scores, np.take_along_axis(exact, order, 1), rtol=STORED, atol=STORED
+    )
+    np.testing.assert_array_equal(bottom.ids, order[:, ::-1])
+
+
+def test_one_store_serves_every_damping(setup, tmp_path) -> None:
+    task, train, queries, fitted = setup
+    index = build_index(
+        fitted, task, train, num_dims=size_of(fitted), path=tmp_path, gram=None, damping=DAMPING
+    )
+    other = index.with_damping(0.7)
+    exact = fitted.with_damping(AbsoluteDamping(0.7)).scores(task, queries, train).values
+    found, _ = other.search(task, queries, k=3)
+    np.testing.assert_array_equal(found.ids, np.argsort(-exact, axis=1)[:, :3])
+
+
+def test_the_gram_matrix_is_the_exact_fisher_of_the_kept_coordinates(setup, tmp_path) -> None:
+    task, train, _, fitted = setup
+    index = build_index(fitted, task, train, num_dims=9, path=tmp_path)
+    projector = index.projector
+    total = torch.zeros(9, 9, dtype=torch.float64)
+
+    for inputs, _ in train:
+        probabilities = task.model(inputs[None]).detach().softmax(-1)[0]
+        for label, probability in enumerate(probabilities):
+            settings = PassSettings(kinds=("linear",))
+            row = run_pass(task, [(inputs, label)], [Sketch(projector)], settings=settings)
+            flat = torch.from_numpy(row.columns["sketch"])[0]
+            total += float(probability) * torch.outer(flat, flat) / len(train)
+    assert index.gram is not None
+    np.testing.assert_allclose(index.gram, total.numpy(), rtol=1e-10, atol=1e-12)
+
+
+def test_a_reranked_search_has_the_full_scores(setup, tmp_path) -> None:
+    task, train, queries, fitted = setup
+    index = build_index(fitted, task, train, num_dims=4, path=tmp_path)
+    exact = fitted.scores(task, queries, train).values
+    top, bottom = index.search(task, queries, k=5, rerank=16, data=train)
+    np.testing.assert_array_equal(top.ids, np.argsort(-exact, axis=1)[:, :5])
+    np.testing.assert_array_equal(bottom.ids, np.argsort(exact, axis=1)[:, :5])
+    np.testing.assert_allclose(top.scores, -np.sort(-exact, axis=1)[:, :5], rtol=1e-8)
+
+
+def test_exact_self_influence_stands_beside_the_rows(setup, tmp_path) -> None:
+    task, train, _, fitted = setup
+    index = build_index(fitted, task, train, num_dims=4, path=tmp_path)
+    own = fitted.self_influence(task, train).values
+    np.testing.assert_allclose(index.store.column("self_influence"), own, rtol=1e-8)
+
+
+def test_a_loaded_index_answers_the_same(setup, tmp_path) -> None:
+    task, train, queries, fitted = setup
+    index = build_index(fitted, task, train, num_dims=6, path=tmp_path)
+    loaded = InfluenceIndex.load(tmp_path)
+    first, second = (found.search(task, queries, k=4)[0] for found in (index, loaded))
+    np.testing.assert_array_equal(first.scores, second.scores)
+
+
+def test_coordinates_are_ranked_by_eigenvalue_over_the_mean_of_their_layer(setup) -> None:
+    *_, fitted = setup
+    few = choose_coordinates(fitted.layers, 5, model="m")
+    more = choose_coordinates(fitted.layers, 12, model="m")
+    torch.testing.assert_close(few.eigenvalues, more.eigenvalues[:5])
+    relative = torch.cat(
+        [
+            (layer.eigenvalues / layer.eigenvalues.mean()).flatten()
+            for layer in fitted.layers.values()
+        ]
+    )
+    absolute = torch.cat([layer.eigenvalues.flatten() for layer in fitted.layers.values()])
+    torch.testing.assert_close(few.eigenvalues, absolute[relative.argsort(descending=True)[:5]])
+
+
+def test_wrong_requests_are_refused_before_anything_is_computed(setup, tmp_path) -> None:
+    task, train, queries, fitted = setup
+    with pytest.raises(ValueError, match="`num_dims` must be in"):
+        build_index(fitted, task, train, num_dims=10_000, path=tmp_path / "a")
+    index = build_index(fitted, task, train, num_dims=6, path=tmp_path / "b")
+    with pytest.raises(ValueError, match="`k` must be in"):
+        index.search(task, queries, k=17)
+    with pytest.raises(ValueError, match="`rerank` must be in"):
+        index.search(task, queries, k=5, rerank=3, data=train)
+    with pytest.raises(ValueError, match="`data` must be given"):
+        index.search(task, queries, k=5, rerank=6)
+    with pytest.raises(StoreMismatchError, match="they are used with|must fit what"):
+        index.search(task, queries, k=5, rerank=6, data=train[1:])
+    with pytest.raises(StoreMismatchError, match="There is no index.json"):
+        InfluenceIndex.load(tmp_path / "nothing")
