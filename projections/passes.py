@@ -20,7 +20,12 @@ from projections.capture import Capture, Layout, check_evaluation_mode, find_com
 from projections.checks import check_at_least
 from projections.columns import GradientNorm
 from projections.data import Rows, as_rows, shard_ranges
-from projections.errors import NonDeterministicError, NonFiniteError, UnsupportedLayerError
+from projections.errors import (
+    NonDeterministicError,
+    NonFiniteError,
+    StoreMismatchError,
+    UnsupportedLayerError,
+)
 from projections.labels import Labels
 from projections.per_example import Gradient
 from projections.progress import track
@@ -209,11 +214,21 @@ def _resume_point(
     has_columns: bool,
     accumulators: Sequence[Accumulator],
 ) -> int:
-    """Return how many shards both the sink and the checkpoint have."""
+    """Return how many shards both the sink and the checkpoint have.
+
+    Raises:
+        StoreMismatchError: The checkpoint covers shards that the sink lacks.
+    """
     saved = sink.num_finished if sink is not None and has_columns else None
     if checkpoint is not None:
+        if saved is not None and saved < checkpoint.num_finished:
+            raise StoreMismatchError(
+                f"a checkpoint must not be ahead of the rows beside it. It covers "
+                f"{checkpoint.num_finished} shards and there are {saved}. Remove the checkpoint, "
+                "and the rows, and start again."
+            )
         checkpoint.restore(accumulators)
-        return min(checkpoint.num_finished, checkpoint.num_finished if saved is None else saved)
+        return checkpoint.num_finished
     # Without a checkpoint, accumulators start anew, and shards in the sink stay as they are.
     return 0 if accumulators or saved is None else saved
 
@@ -308,6 +323,8 @@ class _Walk:
         ]
         with torch.enable_grad():
             loss = self.task.statistics(batch)["loss"].sum()
+            if not loss.requires_grad:
+                return
             grads = torch.autograd.grad(loss, [p for _, p in parts], allow_unused=True)
         expected = dict.fromkeys(layout.components, torch.zeros((), device=loss.device))
         for (name, _), grad in zip(parts, grads, strict=True):

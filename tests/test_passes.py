@@ -1,6 +1,6 @@
 """A pass gives each row its numbers, however it is cut, and refuses before it starts."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from projections import (
     SJLT,
+    Accumulator,
     Batch,
     Classification,
     DataError,
+    FolderCheckpoint,
     Gradient,
     GradientNorm,
     GradientStore,
@@ -30,6 +32,7 @@ from projections import (
     Rows,
     Sketch,
     Statistic,
+    StoreMismatchError,
     StoreWriter,
     Table,
     Task,
@@ -324,6 +327,38 @@ def test_shards_that_a_sink_has_are_not_computed_again(tmp_path) -> None:
         task, data, [Statistic("loss")], settings=settings, sink=sink(), accumulators=[moments]
     )
     assert moments.seen == [0, 1, 0, 1, 2, 3, 4, 5][2:]
+
+
+def test_a_pass_killed_between_rows_and_checkpoint_counts_every_shard_once(tmp_path) -> None:
+    task, examples = cases.build("linear-regression", 6)
+    settings, (_, whole) = PassSettings(shard_size=2), walk(*cases.build("linear-regression", 6))
+
+    class Dying(FolderCheckpoint):
+        def save(self, shard: int, accumulators: Sequence[Accumulator]) -> None:
+            if shard == 1:
+                raise KeyboardInterrupt
+            super().save(shard, accumulators)
+
+    def run(kind: type[FolderCheckpoint], rows: str) -> Moments:
+        moments = Moments()
+        run_pass(
+            task,
+            examples,
+            [Statistic("loss")],
+            accumulators=[moments],
+            settings=settings,
+            sink=StoreWriter(tmp_path / rows, {}, num_rows=6),
+            checkpoint=kind(tmp_path / "state", {}),
+        )
+        return moments
+
+    with pytest.raises(KeyboardInterrupt):
+        run(Dying, "rows")
+    with pytest.raises(StoreMismatchError, match=r"It covers 1 shards and there are 0"):
+        run(FolderCheckpoint, "other rows")
+    moments = run(FolderCheckpoint, "rows")
+    for name, values in whole.sums.items():
+        torch.testing.assert_close(moments.sums[name], values, rtol=SUMS, atol=SUMS)
 
 
 def test_progress_is_shown_in_examples() -> None:
