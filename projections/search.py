@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from projections.base import TopK
 from projections.best import BestRows
@@ -24,7 +25,7 @@ from projections.progress import track
 from projections.store import GradientStore
 
 INSTALL_FAISS = "pip install 'gradsift[cpu]' (or 'gradsift[gpu]')"
-BLOCK_BYTES = 64 << 20  # scores held at a time
+BLOCK_BYTES = 1 << 24  # scores held at a time: few enough to stay in a cache
 TRAIN_ROWS_PER_LIST = 64  # rows that train a FAISS index, a random sample
 
 
@@ -77,17 +78,12 @@ class SearchIndex:
         queries = check_queries(queries, self.num_dims, k, len(self))
         wanted = torch.from_numpy(queries)
         ends = (BestRows(len(queries), k), BestRows(len(queries), k))
-        height = max(1, BLOCK_BYTES // (4 * max(1, len(queries))))
-        start = 0
-        for block in track(_blocks(self.rows, height), "search", total=len(self), size=len):
-            scores = wanted @ torch.from_numpy(np.ascontiguousarray(block, np.float32)).T
-            if self.scales is not None:
-                scales = np.float32(self.scales[start : start + len(block)])
-                scores *= torch.from_numpy(scales)
-            positions = torch.arange(start, start + len(block))
+        blocks = track(
+            self._scored(wanted), "search", total=len(self), size=lambda block: len(block[0])
+        )
+        for positions, scores in blocks:
             ends[0].offer(scores, positions)
             ends[1].offer(scores.neg_(), positions)
-            start += len(block)
         ids = row_ids(self.rows, self.ids)
         return ends[0].result(ids, 1), ends[1].result(ids, -1)
 
@@ -95,6 +91,29 @@ class SearchIndex:
     def num_dims(self) -> int:
         """Number of dimensions of a row."""
         return width_of(self.rows)
+
+    def _scored(
+        self, queries: Float[Tensor, "q d"]
+    ) -> Iterator[tuple[Int[Tensor, " b"], Float[Tensor, "q b"]]]:
+        """Yield positions and scores of some rows, of several shards where those are small.
+
+        The scores stay in one buffer, which the next block overwrites.
+        """
+        height = min(len(self), max(1, BLOCK_BYTES // (4 * max(1, len(queries)))))
+        buffer = torch.empty(len(queries), height)
+        start = end = 0
+        for block in _blocks(self.rows, height):
+            if end - start + len(block) > height:
+                yield torch.arange(start, end), buffer[:, : end - start]
+                start = end
+            scores = buffer[:, end - start : end - start + len(block)]
+            torch.mm(
+                queries, torch.from_numpy(np.ascontiguousarray(block, np.float32)).T, out=scores
+            )
+            if self.scales is not None:
+                scores *= torch.from_numpy(np.float32(self.scales[end : end + len(block)]))
+            end += len(block)
+        yield torch.arange(start, end), buffer[:, : end - start]
 
 
 @dataclass(frozen=True)
