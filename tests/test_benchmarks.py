@@ -1,0 +1,28 @@
+"""Every benchmark runs, at a size at which its numbers mean nothing."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "memory",
+        "traker_mlp",
+        pytest.param("index_cost", marks=pytest.mark.slow),
+        pytest.param("search_cost", marks=pytest.mark.slow),
+    ],
+)
+def test_a_benchmark_prints_a_report_and_writes_it(name: str, tmp_path: Path) -> None:
+    out = tmp_path / "report.md"
+    command = [sys.executable, FOLDER / f"{name}.py", "--quick", "--threads", "1", "--out", out]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == out.read_text().strip()
+    assert f"`python benchmarks/{name}.py --quick --threads 1`" in done.stdout
+    assert "| --- |" in done.stdout
