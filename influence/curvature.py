@@ -25,10 +25,13 @@ from influence.damping import Damping, RelativeDamping
 from influence.kfac_math import LayerCurvature, Rotation, damped_inverse, precondition
 from influence.pairwise import (
     CollectedGradients,
+    FullQueries,
     PairwiseScores,
     Preconditioned,
     RunningTop,
     SelfInfluence,
+    TokenScores,
+    compress,
 )
 from projections import (
     ConvergenceError,
@@ -139,6 +142,7 @@ class FittedCurvature:
         *,
         settings: PassSettings | None = None,
         memory: int = QUERY_BYTES,
+        query_rank: int | None = None,
     ) -> Scores:
         """Return the influence of every training example on every query, ``q n``.
 
@@ -149,6 +153,7 @@ class FittedCurvature:
             settings: Batching; the layers are those of the fit.
             memory: Bytes of query gradients held at a time. More queries than fit take
                 another pass over the data.
+            query_rank: Rank that query gradients are compressed to; None for exact scores.
 
         Raises:
             StoreMismatchError: The model is not the one that was fitted.
@@ -156,7 +161,7 @@ class FittedCurvature:
         rows, asked = as_rows(data), as_rows(queries)
         parts = [
             self.scores_of(task, gradients, rows, settings=settings)
-            for gradients in self._query_batches(task, asked, settings, memory)
+            for gradients in self._query_batches(task, asked, settings, memory, query_rank)
         ]
         values = np.concatenate(parts, axis=0)
         return Scores(rows.ids, {"influence": values}, asked.ids, self._how())
@@ -264,8 +269,34 @@ class FittedCurvature:
         )
         return Scores.from_table(table, self._how())
 
+    def token_scores(
+        self, task: Task, queries: Any, data: Any, *, settings: PassSettings | None = None
+    ) -> dict[Any, Float[np.ndarray, "q t"]]:
+        """Return the score of each token of some examples, by row id; they add up to `scores`.
+
+        Args:
+            task: A task with tokens; its `measurements` are the queries.
+            queries: A dataset of queries.
+            data: The examples: few, since every token is kept.
+            settings: Batching; the layers are those of the fit.
+        """
+        tokens = TokenScores(self.query_gradients(task, queries, settings=settings))
+        run_pass(
+            task,
+            data,
+            accumulators=[tokens],
+            settings=self.reading(settings),
+            description="influence of tokens",
+        )
+        return tokens.rows
+
     def query_gradients(
-        self, task: Task, queries: Any, *, settings: PassSettings | None = None
+        self,
+        task: Task,
+        queries: Any,
+        *,
+        settings: PassSettings | None = None,
+        query_rank: int | None = None,
     ) -> Preconditioned:
         """Return the preconditioned gradients of the queries' measurements, by linear map."""
         self.check_model(task)
@@ -278,10 +309,18 @@ class FittedCurvature:
             settings=self.reading(settings),
             description="queries",
         )
-        return self.precondition(collected.gradients(rows.ids))
+        found = self.precondition(collected.gradients(rows.ids))
+        if query_rank is None:
+            return {name: FullQueries(gradient) for name, gradient in found.items()}
+        return {name: compress(gradient, query_rank) for name, gradient in found.items()}
 
     def _query_batches(
-        self, task: Task, queries: Rows, settings: PassSettings | None, memory: int
+        self,
+        task: Task,
+        queries: Rows,
+        settings: PassSettings | None,
+        memory: int,
+        query_rank: int | None = None,
     ) -> Iterator[Preconditioned]:
         """Yield preconditioned query gradients, as many queries as fit the memory."""
         check_at_least("memory", memory, 1)
@@ -290,7 +329,9 @@ class FittedCurvature:
         height = max(1, memory // (entries * itemsize))
         for start in range(0, len(queries), height):
             some = range(start, min(start + height, len(queries)))
-            yield self.query_gradients(task, queries.fetch(some), settings=settings)
+            yield self.query_gradients(
+                task, queries.fetch(some), settings=settings, query_rank=query_rank
+            )
 
     def reading(self, settings: PassSettings | None) -> PassSettings:
         """Return the layers of the fit, batched as asked for."""

@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
 
 from influence.curvature import FittedCurvature
 from influence.eigen_index import EigenProjector, RowGram, Whitening, choose_coordinates
 from influence.ekfac import FisherName, pick_labels
-from influence.pairwise import SelfInfluence
+from influence.pairwise import Preconditioned, SelfInfluence
 from projections import (
     FolderCheckpoint,
     GradientNorm,
@@ -160,7 +159,7 @@ class InfluenceIndex:
         task: Task,
         data: Rows,
         candidates: np.ndarray,
-        gradients: Mapping[str, Tensor],
+        gradients: Preconditioned,
         settings: PassSettings | None,
     ) -> Float[np.ndarray, " c"]:
         """Return the full scores of some rows for one query."""

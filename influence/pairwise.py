@@ -21,7 +21,91 @@ from influence.kfac_math import CHUNK_ENTRIES, LayerCurvature, choose_way, rotat
 from influence.linear_layers import linear_uses
 from projections import Batch, BestRows, Gradient, TopK
 
-Preconditioned = Mapping[str, Float[Tensor, "q o i"]]
+Preconditioned = Mapping[str, "Queries"]
+
+
+@dataclass(frozen=True)
+class FullQueries:
+    """Preconditioned gradients of queries on one linear map.
+
+    Args:
+        gradients: The gradients, ``q o i``.
+    """
+
+    gradients: Float[Tensor, "q o i"]
+
+    def __len__(self) -> int:
+        """Return the number of queries."""
+        return len(self.gradients)
+
+    def scores(
+        self, inputs: Float[Tensor, "n t i"], output_grads: Float[Tensor, "n t o"]
+    ) -> Float[Tensor, "n q"]:
+        """Return inner products with training gradients, formed a few at a time."""
+        flat = self.gradients.flatten(1).to(inputs)
+        height = max(1, CHUNK_ENTRIES.get(flat.device.type, 1 << 24) // flat.shape[1])
+        pieces = zip(inputs.split(height), output_grads.split(height), strict=True)
+        return torch.cat([(g.mT @ a).flatten(1) @ flat.mT for a, g in pieces])
+
+    def token_scores(
+        self, inputs: Float[Tensor, "n t i"], output_grads: Float[Tensor, "n t o"]
+    ) -> Float[Tensor, "n t q"]:
+        """Return the share of each position in the scores."""
+        return torch.einsum("nto,qoi,nti->ntq", output_grads, self.gradients.to(inputs), inputs)
+
+
+@dataclass(frozen=True)
+class LowRankQueries:
+    """The same, of low rank: less memory for each query, so more queries share a pass.
+
+    Args:
+        left: Left singular vectors times singular values, ``q o r``.
+        right: Right singular vectors, ``q r i``.
+
+    References:
+        Grosse et al. (2023), arXiv:2308.03296, Sec. 3.2.2.
+    """
+
+    left: Float[Tensor, "q o r"]
+    right: Float[Tensor, "q r i"]
+
+    def __len__(self) -> int:
+        """Return the number of queries."""
+        return len(self.left)
+
+    def scores(
+        self, inputs: Float[Tensor, "n t i"], output_grads: Float[Tensor, "n t o"]
+    ) -> Float[Tensor, "n q"]:
+        """Return inner products with training gradients, which are not formed."""
+        return self.token_scores(inputs, output_grads).sum(1)
+
+    def token_scores(
+        self, inputs: Float[Tensor, "n t i"], output_grads: Float[Tensor, "n t o"]
+    ) -> Float[Tensor, "n t q"]:
+        """Return the share of each position in the scores."""
+        count, positions, _ = inputs.shape
+        queries, _, rank = self.left.shape
+        grads = output_grads @ self.left.to(inputs).movedim(1, 0).flatten(1)
+        rotated = inputs @ self.right.to(inputs).flatten(0, 1).mT
+        return (grads * rotated).view(count, positions, queries, rank).sum(-1)
+
+
+Queries = FullQueries | LowRankQueries
+
+
+def compress(gradients: Float[Tensor, "q o i"], rank: int) -> LowRankQueries | FullQueries:
+    """Return the best approximation of this rank, or the gradients if they are no larger.
+
+    Args:
+        gradients: Preconditioned gradients.
+        rank: Number ``r`` of singular vectors kept.
+    """
+    _, num_out, num_in = gradients.shape
+    if rank * (num_out + num_in) >= num_out * num_in:
+        return FullQueries(gradients)
+    wide = gradients.to(torch.promote_types(gradients.dtype, torch.float32))
+    left, values, right = torch.linalg.svd(wide, full_matrices=False)
+    return LowRankQueries(left[..., :rank] * values[:, None, :rank], right[:, :rank])
 
 
 @dataclass
@@ -87,20 +171,79 @@ class PairwiseScores:
         for use in linear_uses(gradient):
             if use.name not in self.queries:
                 continue
-            flat = self.queries[use.name].flatten(1).to(self._out)
-            height = max(1, CHUNK_ENTRIES.get(flat.device.type, 1 << 24) // flat.shape[1])
-            pieces = zip(
-                use.inputs.split(height),
-                use.output_grads.split(height),
-                self._out.split(height),
-                strict=True,
-            )
-            for inputs, grads, out in pieces:
-                out.addmm_((grads.mT @ inputs).flatten(1).to(self._out), flat.mT)
+            inputs, grads = use.inputs.to(self._out), use.output_grads.to(self._out)
+            self._out += self.queries[use.name].scores(inputs, grads)
 
     def values(self, batch: Batch) -> Float[Tensor, "n q"]:
         """Return the scores."""
         return self._out
+
+
+@dataclass
+class TokenScores:
+    """An accumulator with the scores of each position of each row, for small sets of rows.
+
+    Args:
+        queries: Preconditioned query gradients by linear map.
+    """
+
+    queries: Preconditioned
+    name: str = field(default="tokens", init=False)
+
+    def __post_init__(self) -> None:
+        """Start with nothing."""
+        self.rows: dict[Any, np.ndarray] = {}
+
+    def begin(self, batch: Batch) -> None:
+        """Start from zero.
+
+        Raises:
+            ValueError: The task does not know which positions are tokens.
+        """
+        if batch.token_mask is None:
+            raise ValueError(
+                "scores of tokens need a task with tokens, such as CausalLM: its `token_mask` must "
+                "say which positions are real. This task has none."
+            )
+        self._mask = batch.token_mask.bool()
+        shape = (*self._mask.shape, len(next(iter(self.queries.values()))))
+        self._out = torch.zeros(shape, dtype=batch.dtype, device=batch.device)
+
+    def observe(self, gradient: Gradient) -> None:
+        """Add one component.
+
+        Raises:
+            ValueError: Its positions are not the tokens.
+        """
+        for use in linear_uses(gradient):
+            if use.name not in self.queries:
+                continue
+            if use.inputs.shape[:2] != self._mask.shape:
+                raise ValueError(
+                    f"the positions of a layer must be the tokens. {use.name!r} has "
+                    f"{use.inputs.shape[1]} positions for {self._mask.shape[1]} tokens. Fit the "
+                    "curvature without it, with `layers=[...]`."
+                )
+            inputs, grads = use.inputs.to(self._out), use.output_grads.to(self._out)
+            self._out += self.queries[use.name].token_scores(inputs, grads)
+
+    def end(self, batch: Batch) -> None:
+        """Keep the real positions of each row."""
+        for row_id, scores, mask in zip(batch.ids.tolist(), self._out, self._mask, strict=True):
+            self.rows[row_id] = scores[mask].mT.cpu().numpy()
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what was kept."""
+        return {str(row_id): torch.from_numpy(scores) for row_id, scores in self.rows.items()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a state."""
+        self.rows = {}
+        self.merge(state)
+
+    def merge(self, state: Mapping[str, Tensor]) -> None:
+        """Add rows that were scored elsewhere."""
+        self.rows.update({row_id: scores.numpy() for row_id, scores in state.items()})
 
 
 @dataclass

@@ -338,6 +338,27 @@ def test_scores_of_layers_add_up(case) -> None:
     np.testing.assert_allclose(total, fitted.scores(task, queries, train).values, rtol=1e-7)
 
 
+def test_scores_of_tokens_add_up() -> None:
+    torch.manual_seed(0)
+    task = CausalLM(TinyLM().double().eval())
+    train, queries = texts(6), texts(2)
+    fitted = EKFAC(seed=0).fit(task, train)
+    tokens = fitted.token_scores(task, queries, train)
+    assert [tokens[row].shape[1] for row in range(6)] == [len(row["input_ids"]) for row in train]
+    totals = np.stack([tokens[row].sum(1) for row in range(6)], 1)
+    np.testing.assert_allclose(totals, fitted.scores(task, queries, train).values, rtol=1e-7)
+
+
+def test_queries_of_full_rank_give_the_exact_scores_and_low_rank_ones_come_near(case) -> None:
+    task, train, queries = case
+    fitted = EKFAC(seed=0).fit(task, train)
+    exact = fitted.scores(task, queries, train).values
+    full = fitted.scores(task, queries, train, query_rank=100).values
+    np.testing.assert_allclose(full, exact, rtol=1e-7)
+    near = fitted.scores(task, queries, train, query_rank=2).values
+    assert np.corrcoef(near.ravel(), exact.ravel())[0, 1] > 0.9
+
+
 def test_a_fit_that_was_stopped_goes_on_to_the_same_bits(case, tmp_path) -> None:
     task, train, _ = case
     settings = PassSettings(batch_size=2, shard_size=4)
