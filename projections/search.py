@@ -172,7 +172,7 @@ class FaissIndex:
     def search(self, queries: Float[np.ndarray, "q d"], k: int) -> TopK:
         """Return about the ``k`` rows with the largest inner products for each query.
 
-        Rows that an approximate index does not find are marked by the position -1.
+        Rows that an approximate index does not find have the position -1 and the id -1 or "".
 
         Args:
             queries: One query a row.
@@ -180,7 +180,9 @@ class FaissIndex:
         """
         queries = check_queries(queries, self.index.d, k, len(self))
         scores, positions = self.index.search(queries, k)
-        return TopK(self.ids[positions], scores, positions)
+        ids = self.ids[positions]
+        ids[positions < 0] = -1 if ids.dtype.kind == "i" else ""
+        return TopK(ids, scores, positions)
 
     def search_both(self, queries: Float[np.ndarray, "q d"], k: int) -> tuple[TopK, TopK]:
         """Return both ends: the bottom is the top of the negated queries."""

@@ -8,8 +8,8 @@ parameter's name, so the map is the same on any device and in any batch. Not han
 number of dimensions above 2**30.
 """
 
+from collections import OrderedDict
 from dataclasses import dataclass
-from functools import lru_cache
 from math import sqrt
 
 import torch
@@ -21,7 +21,8 @@ from projections.per_example import Gradient, Parameter, Piece, TableRows
 from projections.philox import derive_key, philox
 
 DRAWN = 1 << 18  # coordinates drawn at a time, a multiple of 4; 2 MB for each intermediate
-CACHED_MAPS = 1024  # maps kept between batches: 4 bytes a parameter and sign
+CACHED_ENTRIES = 1 << 29  # entries of maps kept between batches, 4 bytes each
+_maps: "OrderedDict[tuple[object, ...], Tensor]" = OrderedDict()  # the least recently used first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +117,21 @@ class SJLT:
         return bins + (words & 1) * self.num_dims
 
 
-@lru_cache(maxsize=CACHED_MAPS)
 def _all_bins(settings: SJLT, name: str, repeat: int, size: int, device: str) -> Int[Tensor, " d"]:
-    """Return the signed bin of every coordinate of a parameter."""
+    """Return the signed bin of every coordinate of a parameter, kept while there is room."""
+    place = (settings, name, repeat, size, device)
+    bins = _maps.pop(place, None)
+    if bins is None:
+        bins = _draw_bins(settings, name, repeat, size, device)
+        while _maps and sum(map(len, _maps.values())) + size > CACHED_ENTRIES:
+            _maps.popitem(last=False)
+    if size <= CACHED_ENTRIES:
+        _maps[place] = bins
+    return bins
+
+
+def _draw_bins(settings: SJLT, name: str, repeat: int, size: int, device: str) -> Int[Tensor, " d"]:
+    """Draw the signed bin of every coordinate of a parameter."""
     key = derive_key(settings.seed, f"{name}/{repeat}")
     bins = torch.empty(size, dtype=torch.int32, device=device)
     for start in range(0, size, DRAWN):

@@ -49,8 +49,11 @@ class Task:
         return 1
 
     def collate(self, examples: Sequence[Any]) -> Any:
-        """Stack examples into a batch: a tensor, or a tuple or mapping of tensors."""
-        return default_collate(list(examples))
+        """Stack examples into a batch: a tensor, or a tuple or mapping of tensors.
+
+        Lists of numbers, as rows of a `datasets.Dataset` have them, become tensors first.
+        """
+        return default_collate([_with_tensors(example) for example in examples])
 
     def num_examples(self, batch: Any) -> int:
         """Return the number ``n`` of examples in a batch."""
@@ -119,6 +122,19 @@ class QueryTask(Task):
         self.num_examples = task.num_examples
         self.token_mask = task.token_mask
         self.losses = task.measurements
+
+
+def _with_tensors(example: Any) -> Any:
+    """Return an example with its lists of numbers as tensors; fractions in torch's default."""
+    if isinstance(example, Mapping):
+        return {key: _with_tensors(value) for key, value in example.items()}
+    if isinstance(example, tuple):
+        return tuple(_with_tensors(value) for value in example)
+    if isinstance(example, list):
+        return torch.tensor(example)
+    if isinstance(example, float):
+        return torch.tensor(example)
+    return example
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

@@ -496,3 +496,24 @@ def test_layers_of_a_pass_can_be_chosen() -> None:
     squares = sum(grads[name].flatten(1).square().sum(1) for name in names)
     assert isinstance(squares, Tensor)
     np.testing.assert_allclose(table.columns["grad_norm"], squares.sqrt(), rtol=1e-9)
+
+
+def test_rows_of_a_dataset_with_lists_of_numbers_become_tensors() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 3))
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            return self.inner(features)
+
+    rows = datasets.Dataset.from_list(
+        [{"features": [0.5 * row, 1.0], "label": row % 3} for row in range(4)]
+    )
+    found = run_pass(Classification(Named().eval()), rows, [GradientNorm()])
+    pairs = [(torch.tensor(row["features"]), row["label"]) for row in rows.to_list()]
+    wanted = run_pass(Classification(model.eval()), pairs, [GradientNorm()])
+    np.testing.assert_allclose(found.columns["grad_norm"], wanted.columns["grad_norm"], rtol=1e-6)
