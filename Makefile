@@ -37,7 +37,9 @@ demo: $(READY)  ## Run the three jobs on data that is already here
 	$(BIN)/gradsift demo --out runs/demo
 
 bench: $(READY)  ## Run the benchmarks (see benchmarks/README.md)
-	$(BIN)/python benchmarks/gradient_index.py
+	for name in index_cost search_cost memory traker_mlp; do \
+		$(BIN)/python benchmarks/$$name.py --out runs/benchmarks/$$name.md || exit 1; \
+	done
 
 docs: $(READY)  ## Write the command-line help into docs/
 	$(BIN)/python docs/write_help.py
