@@ -28,7 +28,9 @@ KIND = "a gradient store"
 MANIFEST = "manifest.json"
 ROWS = "sketch"  # the column with the projected gradients
 IDS = "ids"
-DTYPES = ("float32", "float16")
+SCALES = "row_scale"  # what int8 rows are multiplied by
+DTYPES = ("float32", "float16", "int8")
+INT8_MOST = 127
 
 
 class StoreWriter:
@@ -41,7 +43,8 @@ class StoreWriter:
         description: Where the rows come from, as plain JSON values; a store with another
             description is not touched.
         num_rows: Number of rows that the finished store will have.
-        dtype: Type of the rows on disk: ``"float32"`` or ``"float16"``.
+        dtype: Type of the rows on disk: ``"float32"``, ``"float16"``, or ``"int8"`` with one
+            scale a row.
 
     Raises:
         StoreMismatchError: The folder holds another store, or something else.
@@ -101,10 +104,11 @@ class StoreWriter:
             raise ValueError(f"`shard` must be {self.num_finished}, the next one. Got {shard}.")
         files = {}
         arrays = {IDS: table.ids, **table.columns}
+        if ROWS in arrays:
+            arrays |= _narrow(arrays[ROWS], self._manifest["dtype"], table.ids)
         for name, array in arrays.items():
-            kept = _narrow(array, self._manifest["dtype"], table.ids) if name == ROWS else array
             file = self._file(shard, name)
-            write_array(file, kept)
+            write_array(file, array)
             files[name] = fingerprint_file(file)
         entry = {"rows": len(table), "files": files}
         updated = {**self._manifest, "shards": [*self._manifest["shards"], entry]}
@@ -171,7 +175,8 @@ class GradientStore:
     def column_names(self) -> list[str]:
         """Names of the columns, without ids and rows."""
         shards = self.manifest["shards"]
-        return [name for name in shards[0]["files"] if name not in (IDS, ROWS)] if shards else []
+        hidden = (IDS, ROWS, SCALES)
+        return [name for name in shards[0]["files"] if name not in hidden] if shards else []
 
     @cached_property
     def ids(self) -> np.ndarray:
@@ -193,9 +198,9 @@ class GradientStore:
         return np.concatenate(parts) if parts else np.empty(0)
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """Yield the rows of each shard, mapped from disk, ``n k``."""
+        """Yield the rows of each shard, ``n k``: mapped from disk, or for int8 as float32."""
         for shard in range(len(self.manifest["shards"])):
-            yield self._load(shard, ROWS)
+            yield self._widen(shard, slice(None))
 
     def rows(self, positions: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return the rows at these positions as float32, ``n k``."""
@@ -208,7 +213,7 @@ class GradientStore:
         for shard in np.unique(owners):
             mine = owners == shard
             start = ends[shard] - self.manifest["shards"][shard]["rows"]
-            out[mine] = self._load(int(shard), ROWS)[wanted[mine] - start]
+            out[mine] = self._widen(int(shard), wanted[mine] - start)
         return out
 
     def table(self) -> Table:
@@ -249,6 +254,13 @@ class GradientStore:
                 f"{'; '.join(different)}. Use the same model and settings, or build it again."
             )
 
+    def _widen(self, shard: int, which: slice | np.ndarray) -> np.ndarray:
+        """Return some rows of a shard, as numbers of their true size."""
+        rows = self._load(shard, ROWS)[which]
+        if rows.dtype != np.int8:
+            return rows
+        return rows * self._load(shard, SCALES)[which][:, None]
+
     def _load(self, shard: int, name: str) -> np.ndarray:
         """Map one column of one shard."""
         file = shard_file(self.path, shard, name)
@@ -272,8 +284,12 @@ def shard_file(folder: Path, shard: int, name: str) -> Path:
     return folder / f"shard-{shard:06d}" / f"{name}.npy"
 
 
-def _narrow(rows: np.ndarray, dtype: str, ids: np.ndarray) -> np.ndarray:
-    """Return rows in the store's dtype, and refuse those that overflow."""
+def _narrow(rows: np.ndarray, dtype: str, ids: np.ndarray) -> dict[str, np.ndarray]:
+    """Return rows in the store's dtype, int8 ones with scales; refuse those that overflow."""
+    if dtype == "int8":
+        largest = np.abs(rows).max(axis=1, initial=0)
+        scales = (np.where(largest > 0, largest, 1) / INT8_MOST).astype(np.float32)
+        return {ROWS: np.rint(rows / scales[:, None]).astype(np.int8), SCALES: scales}
     with np.errstate(over="ignore"):
         kept = rows.astype(dtype)
     overflow = ~np.isfinite(kept).all(axis=1)
@@ -282,4 +298,4 @@ def _narrow(rows: np.ndarray, dtype: str, ids: np.ndarray) -> np.ndarray:
             f"rows must fit into {dtype}. Those with the ids {ids[overflow][:10].tolist()} reach "
             f"{np.abs(rows[overflow]).max():.3g}. Use dtype='float32'."
         )
-    return kept
+    return {ROWS: kept}

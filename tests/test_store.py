@@ -282,3 +282,16 @@ def test_json_with_nan_is_never_written(tmp_path: Path) -> None:
     files.write_json(tmp_path / "a.json", {"a": [1, "ü"]})
     assert read_json(tmp_path / "a.json", "a note") == {"a": [1, "ü"]}
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": [1, "ü"]}
+
+
+def test_int8_rows_come_back_within_half_a_step_of_their_scale(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((5, 8)).astype(np.float32)
+    rows[2] = 0
+    writer = StoreWriter(tmp_path / "s", {}, num_rows=5, dtype="int8")
+    writer.write(0, Table(np.arange(5), {"sketch": rows}))
+    store = GradientStore.open(tmp_path / "s")
+    steps = np.abs(rows).max(1) / 127
+    assert (np.abs(store.rows(range(5)) - rows).max(1) <= steps / 2 * 1.001).all()
+    np.testing.assert_array_equal(np.concatenate(list(store.blocks())), store.rows(range(5)))
+    assert store.column_names == []
+    assert (tmp_path / "s" / "shard-000000" / "sketch.npy").stat().st_size < 200
