@@ -11,6 +11,7 @@ from influence.influence_index import InfluenceIndex, build_index
 from influence.kfac_math import LayerCurvature, Rotation
 from influence.lds import LDS, linear_datamodeling_score
 from influence.pairwise import SelfInfluence
+from influence.plan import Plan, make_plan
 from influence.retrieval import retrieve
 from influence.trak import TRAK
 
@@ -32,12 +33,14 @@ __all__ = [
     "InfluenceIndex",
     "LayerCurvature",
     "Metric",
+    "Plan",
     "RelativeDamping",
     "Rotation",
     "SelfInfluence",
     "build_index",
     "choose_coordinates",
     "linear_datamodeling_score",
+    "make_plan",
     "recipe_damping",
     "retrieve",
 ]

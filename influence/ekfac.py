@@ -7,6 +7,7 @@ reused or tied layer counts; K-FAC has the scale of a sum over tokens. Not handl
 lone biases and embedding tables, which are held fixed.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -87,6 +88,7 @@ class EKFAC:
         *,
         settings: PassSettings | None = None,
         path: str | Path | None = None,
+        partitions: Sequence[Sequence[str]] | None = None,
     ) -> FittedCurvature:
         """Walk the data twice: for the covariances, and for the eigenvalues.
 
@@ -95,11 +97,15 @@ class EKFAC:
             data: The training data, or a random part of it.
             settings: Layers and batching. Of these, linear maps and convolutions are taken.
             path: Folder in which a fit that was stopped goes on.
+            partitions: Components that are fitted together, of `make_plan`, where the factors
+                of all do not fit the memory; each takes two passes of its own.
 
         Raises:
             NonDeterministicError: Losses or gradients depend on chance or on the batch.
             StoreMismatchError: The folder holds another fit.
         """
+        if partitions is not None:
+            return self._fit_partitions(task, data, settings, path, partitions)
         walk = _Fit(self, task, as_rows(data), linear_settings(settings), path)
         covariances = Covariances(self.max_factor)
         walk.run(covariances, "covariances")
@@ -114,6 +120,23 @@ class EKFAC:
             for name, (left, right, _) in bases.items()
         }
         return walk.result(layers)
+
+    def _fit_partitions(
+        self,
+        task: Task,
+        data: Any,
+        settings: PassSettings | None,
+        path: str | Path | None,
+        partitions: Sequence[Sequence[str]],
+    ) -> FittedCurvature:
+        """Fit a few components at a time."""
+        whole = linear_settings(settings)
+        layers: dict[str, LayerCurvature] = {}
+        for number, names in enumerate(partitions):
+            folder = None if path is None else Path(path) / f"partition-{number}"
+            some = replace(whole, layers=tuple(names))
+            layers |= self.fit(task, data, settings=some, path=folder).layers
+        return _Fit(self, task, as_rows(data), whole, path).result(layers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +159,11 @@ class KFAC(EKFAC):
         *,
         settings: PassSettings | None = None,
         path: str | Path | None = None,
+        partitions: Sequence[Sequence[str]] | None = None,
     ) -> FittedCurvature:
         """Walk the data once; see `EKFAC.fit`."""
+        if partitions is not None:
+            return self._fit_partitions(task, data, settings, path, partitions)
         walk = _Fit(self, task, as_rows(data), linear_settings(settings), path)
         covariances = Covariances(self.max_factor)
         walk.run(covariances, "covariances")

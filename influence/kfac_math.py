@@ -9,6 +9,7 @@ coordinates ``U_G^T G U_A`` in the eigenbasis.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -129,6 +130,21 @@ def block_sizes(size: int, most: int | None) -> list[int]:
     return [size // count + (part < size % count) for part in range(count)]
 
 
+@runtime_checkable
+class Counted(Protocol):
+    """What is counted of a rotation: its width, and the multiply-adds for one row."""
+
+    @property
+    def size(self) -> int:
+        """Width."""
+        ...
+
+    @property
+    def num_operations(self) -> int:
+        """Multiply-adds for one row."""
+        ...
+
+
 @dataclass(frozen=True)
 class Way:
     """A way to the coordinates of gradients in an eigenbasis.
@@ -146,7 +162,7 @@ class Way:
     grads_first: bool = True
 
 
-def possible_ways(positions: int, left: Rotation, right: Rotation, size: int) -> list[Way]:
+def possible_ways(positions: int, left: Counted, right: Counted) -> list[Way]:
     """Return the ways to sum squared coordinates, with what each costs.
 
     A rotation costs ``t`` times its operations before the gradient is formed, and the
@@ -156,9 +172,9 @@ def possible_ways(positions: int, left: Rotation, right: Rotation, size: int) ->
         positions: Number ``t`` of positions.
         left: ``U_G``.
         right: ``U_A``.
-        size: Number ``o i`` of entries of a gradient.
     """
     num_out, num_in = left.size, right.size
+    size = num_out * num_in
     if positions == 1:
         return [Way("one position", left.num_operations + right.num_operations + size)]
     form = positions * size + ELEMENTWISE * size
@@ -179,7 +195,7 @@ def possible_ways(positions: int, left: Rotation, right: Rotation, size: int) ->
     return [*ways, Way("gram", rotations + pairs * size)]
 
 
-def choose_way(positions: int, left: Rotation, right: Rotation) -> Way:
+def choose_way(positions: int, left: Counted, right: Counted) -> Way:
     """Return the way with the fewest operations.
 
     Example:
@@ -189,7 +205,7 @@ def choose_way(positions: int, left: Rotation, right: Rotation) -> Way:
         >>> choose_way(2, wide, wide).name
         'gram'
     """
-    ways = possible_ways(positions, left, right, left.size * right.size)
+    ways = possible_ways(positions, left, right)
     return min(ways, key=lambda way: way.operations)
 
 

@@ -51,7 +51,7 @@ from projections.scores import Scores, read_parquet
 from projections.search import FaissIndex, SearchIndex
 from projections.sjlt import SJLT
 from projections.store import GradientStore, StoreWriter
-from projections.task import QueryTask, Task
+from projections.task import QueryTask, Task, to_device
 from projections.tasks import CausalLM, Classification, Regression, SequenceClassification
 
 __all__ = [
@@ -118,6 +118,7 @@ __all__ = [
     "require",
     "run_pass",
     "show_progress",
+    "to_device",
     "track",
     "write_dataset",
     "write_json",

@@ -9,7 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from influence import EKFAC, KFAC, AbsoluteDamping, Diagonal, FittedCurvature, Identity, Rotation
+from influence import (
+    EKFAC,
+    KFAC,
+    AbsoluteDamping,
+    Diagonal,
+    FittedCurvature,
+    Identity,
+    Rotation,
+    make_plan,
+)
 from projections import CausalLM, Classification, PassSettings, Regression, Task
 
 EXACT = 1e-8  # float64 sums in another order
@@ -336,6 +345,42 @@ def test_scores_of_layers_add_up(case) -> None:
     assert layers.names == list(fitted.layers)
     total = np.sum(list(layers.columns.values()), axis=0)
     np.testing.assert_allclose(total, fitted.scores(task, queries, train).values, rtol=1e-7)
+
+
+def test_a_fit_in_partitions_is_the_same_fit(case) -> None:
+    task, train, queries = case
+    plan = make_plan(task, train, memory=10**9, num_queries=3)
+    assert len(plan.partitions) == 1
+    assert plan.queries_per_pass == 3
+    components = [name for part in plan.partitions for name in part]
+    fitted = EKFAC(seed=0).fit(task, train, partitions=[[name] for name in components])
+    whole = EKFAC(seed=0).fit(task, train)
+    assert set(fitted.layers) == set(whole.layers)
+    np.testing.assert_allclose(
+        fitted.scores(task, queries, train).values,
+        whole.scores(task, queries, train).values,
+        rtol=EXACT,
+    )
+
+
+def test_a_plan_counts_bytes_and_operations_from_shapes() -> None:
+    model = nn.Sequential(nn.Linear(9, 5), nn.Tanh(), nn.Linear(5, 3, bias=False))
+    task = Classification(model.eval())
+    data = [(torch.randn(9), 0)] * 7
+    plan = make_plan(task, data, memory="1MB", num_queries=2)
+    # Covariances, eigenvectors and eigenvalues of a 5 x 10 and a 3 x 5 layer, in float32.
+    assert plan.stages[0].num_bytes == 4 * (2 * (100 + 25) + 50 + 2 * (25 + 9) + 15)
+    assert plan.stages[-1].num_bytes == 4 * 2 * 65
+    # One position: forward and backward, then the upper triangles of all four covariances.
+    triangles = 5 * 5 + 10 * 10 + 3 * 3 + 5 * 5
+    assert plan.stages[0].operations == 7 * (2 * 65 + triangles)
+    assert "2 linear maps, 65 parameters" in str(plan)
+    small = make_plan(task, data, memory=1500)
+    assert small.partitions == (("2",), ("0",))
+    with pytest.raises(ValueError, match="`memory` must hold the factors of every layer alone"):
+        make_plan(task, data, memory=100)
+    with pytest.raises(ValueError, match="Got 'much'"):
+        make_plan(task, data, memory="much")
 
 
 def test_scores_of_tokens_add_up() -> None:
