@@ -10,6 +10,7 @@ from influence.gradient_dot import GradientCosine, GradientDot
 from influence.influence_index import InfluenceIndex, build_index
 from influence.kfac_math import LayerCurvature, Rotation
 from influence.lds import LDS, linear_datamodeling_score
+from influence.lexical import Candidates, lexical_candidates
 from influence.pairwise import SelfInfluence
 from influence.plan import Plan, make_plan
 from influence.retrieval import retrieve
@@ -21,6 +22,7 @@ __all__ = [
     "LDS",
     "TRAK",
     "AbsoluteDamping",
+    "Candidates",
     "Curvature",
     "Damping",
     "Diagonal",
@@ -39,6 +41,7 @@ __all__ = [
     "SelfInfluence",
     "build_index",
     "choose_coordinates",
+    "lexical_candidates",
     "linear_datamodeling_score",
     "make_plan",
     "recipe_damping",

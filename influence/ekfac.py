@@ -121,6 +121,44 @@ class EKFAC:
         }
         return walk.result(layers)
 
+    def extend(
+        self,
+        fitted: FittedCurvature,
+        task: Task,
+        data: Any,
+        *,
+        settings: PassSettings | None = None,
+    ) -> FittedCurvature:
+        """Continue a fit with more data: eigenvalues over both parts, in the same eigenbasis.
+
+        Args:
+            fitted: What was fitted with these settings before.
+            task: The same model and loss.
+            data: Further training data, with ids of its own.
+            settings: Batching; the layers are those of the fit.
+
+        Returns:
+            The curvature whose eigenvalues are means over all examples seen. The eigenvectors
+            are those of the first part, as if covariances had been taken from a sample.
+        """
+        fitted.check_model(task)
+        walk = _Fit(self, task, as_rows(data), fitted.reading(settings), None)
+        bases = {name: (layer.left, layer.right) for name, layer in fitted.layers.items()}
+        eigenvalues = CorrectedEigenvalues(bases)
+        walk.run(eigenvalues, "eigenvalues")
+        before, more = fitted.provenance["num_examples"], eigenvalues.num_examples
+        means = eigenvalues.means()
+        layers = {
+            name: replace(
+                layer,
+                eigenvalues=(layer.eigenvalues * before + means[name] * more) / (before + more),
+            )
+            for name, layer in fitted.layers.items()
+        }
+        how = {**fitted.provenance, "num_examples": before + more}
+        how["data"] = f"{fitted.provenance['data']}+{walk.rows.fingerprint}"
+        return replace(fitted, layers=layers, provenance=how)
+
     def _fit_partitions(
         self,
         task: Task,
@@ -260,6 +298,7 @@ class _Fit:
             "curvature": describe(replace(self.settings, damping=RelativeDamping())),
             "model": fingerprint_model(self.task.model),
             "data": self.rows.fingerprint,
+            "num_examples": len(self.rows),
             "shard_size": self.reading.shard_size,
             "layers": list(self.reading.layers) if self.reading.layers is not None else None,
         }

@@ -55,11 +55,26 @@ influence.pairwise          scores of pairs, tops, self-influence
 influence.curvature         fitted curvature, and what it answers
 influence.ekfac             EK-FAC and K-FAC
 influence.diagonal          the diagonal, and the identity
+influence.plan              bytes and operations before anything runs
+influence.eigen_index       the coordinates of most curvature
+influence.influence_index   influence at the speed of an index
+influence.lds               does the sum of scores predict retraining?
+influence.lexical           candidates by shared words, and a control
 influence.retrieval         training examples behind a query
 influence                   what an example did to a prediction
 selection.base              a selection: what is kept, and why the rest is not
 selection.pruning           keep one end of a score
+selection.alignment         one step of a mixture along gradients
 selection                   which examples to train on
+gradsift.figures            figures that follow the colours of a page
+gradsift.html               pages that need nothing else
+gradsift.digits             job 1 of the demo: find wrong labels, and prune
+gradsift.corpus             text that every Python ships
+gradsift.language_model     a small language model, trained in seconds
+gradsift.passages           job 2 of the demo: the text behind a prediction
+gradsift.mixing             job 3 of the demo: a mixture that follows a target
+gradsift.demo               the three jobs, a page and a summary
+gradsift.report             a page about scores or a store
 gradsift                    the application
 """
 

@@ -363,6 +363,18 @@ def test_a_fit_in_partitions_is_the_same_fit(case) -> None:
     )
 
 
+def test_a_fit_that_is_continued_has_the_means_over_all_data(case) -> None:
+    task, train, _ = case
+    method = EKFAC(seed=0, fisher="empirical")
+    first = method.fit(task, train[:7])
+    both = method.extend(first, task, train[7:])
+    for name, layer in both.layers.items():
+        left, right = dense(layer.left), dense(layer.right)
+        squares = [(left.mT @ alone(task, row)[name] @ right).square() for row in train]
+        torch.testing.assert_close(layer.eigenvalues, torch.stack(squares).mean(0))
+    assert both.provenance["num_examples"] == 12
+
+
 def test_a_plan_counts_bytes_and_operations_from_shapes() -> None:
     model = nn.Sequential(nn.Linear(9, 5), nn.Tanh(), nn.Linear(5, 3, bias=False))
     task = Classification(model.eval())
