@@ -59,7 +59,7 @@ def lexical_candidates(
     index = bm25s.BM25()
     index.index(bm25s.tokenize(list(texts), stopwords=[], show_progress=False), show_progress=False)
     asked = bm25s.tokenize(list(queries), stopwords=[], return_ids=False, show_progress=False)
-    scores = np.stack([index.get_scores(list(words)) for words in asked])
+    scores = np.stack([index.get_scores([str(word) for word in words]) for words in asked])
     chosen = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     size = min(k, len(texts) - k)
     random = np.random.default_rng(seed)

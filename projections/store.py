@@ -9,6 +9,7 @@ goes on where it stopped and a reader may look while rows are being written.
 """
 
 import json
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +32,7 @@ IDS = "ids"
 SCALES = "row_scale"  # what int8 rows are multiplied by
 DTYPES = ("float32", "float16", "int8")
 INT8_MOST = 127
+MOST_MAPS = 8192  # files mapped at a time; systems allow some 65,000
 
 
 class StoreWriter:
@@ -261,7 +263,22 @@ class GradientStore:
             return rows
         return rows * self._load(shard, SCALES)[which][:, None]
 
+    @cached_property
+    def _maps(self) -> "OrderedDict[tuple[int, str], np.ndarray]":
+        """Columns that are mapped, the least recently used first."""
+        return OrderedDict()
+
     def _load(self, shard: int, name: str) -> np.ndarray:
+        """Map one column of one shard, or find it mapped from before."""
+        found = self._maps.pop((shard, name), None)
+        if found is None:
+            found = self._map(shard, name)
+            while len(self._maps) >= MOST_MAPS:
+                self._maps.popitem(last=False)
+        self._maps[shard, name] = found
+        return found
+
+    def _map(self, shard: int, name: str) -> np.ndarray:
         """Map one column of one shard."""
         file = shard_file(self.path, shard, name)
         try:
