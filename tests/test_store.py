@@ -107,7 +107,7 @@ def test_a_row_too_large_for_half_precision_is_named(tmp_path: Path) -> None:
 
 def test_an_unknown_dtype_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"`dtype` must be one of 'float16', 'float32'"):
-        StoreWriter(tmp_path, {}, num_rows=1, dtype="int8")
+        StoreWriter(tmp_path, {}, num_rows=1, dtype="int4")
 
 
 def test_shards_come_in_order(tmp_path: Path) -> None:
