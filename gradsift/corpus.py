@@ -17,16 +17,6 @@ from transformers import PreTrainedTokenizerFast
 from projections import DataError
 
 MANUAL = "manual"
-PACKAGES = (
-    "asyncio",
-    "email",
-    "http",
-    "importlib",
-    "logging",
-    "multiprocessing",
-    "unittest",
-    "xml",
-)
 Passage = Mapping[str, Any]
 """Id, ``input_ids``, text, domain and module."""
 
@@ -34,6 +24,18 @@ Passage = Mapping[str, Any]
 @dataclass(frozen=True, kw_only=True)
 class CorpusSettings:
     """Sizes of the corpus."""
+
+    packages: tuple[str, ...] = (
+        "asyncio",
+        "email",
+        "http",
+        "importlib",
+        "logging",
+        "multiprocessing",
+        "unittest",
+        "xml",
+    )
+    """Packages of the standard library that are domains, beside the manual."""
 
     vocab_size: int = 2048
     """Tokens of the byte-pair vocabulary."""
@@ -80,7 +82,7 @@ def build_corpus(settings: CorpusSettings, *, seed: int) -> Corpus:
     Raises:
         DataError: This Python ships fewer than two of the domains.
     """
-    documents = {domain: dict(_documents(domain)) for domain in (MANUAL, *PACKAGES)}
+    documents = {domain: dict(_documents(domain)) for domain in (MANUAL, *settings.packages)}
     texts = [text for files in documents.values() for text in files.values()]
     tokenizer = train_tokenizer(texts, settings)
     random = np.random.default_rng(seed)
@@ -103,7 +105,7 @@ def build_corpus(settings: CorpusSettings, *, seed: int) -> Corpus:
     if len(domains) < 2:
         raise DataError(
             "this Python must ship at least two packages with enough text for the demo, of "
-            f"{', '.join((MANUAL, *PACKAGES))}. It has {domains}. Install its full standard "
+            f"{', '.join(documents)}. It has {domains}. Install its full standard "
             "library, or use fewer passages a domain."
         )
     return Corpus(tokenizer, train, held_out, domains)

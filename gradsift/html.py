@@ -66,6 +66,22 @@ def as_number(value: float) -> str:
     return f"{value:.4g}"
 
 
+def align_numbers(values: Sequence[float]) -> list[str]:
+    """Return numbers with the same digits after the point, for a column.
+
+    Where that would hide the small ones, each has four digits of its own.
+
+    Example:
+        >>> align_numbers([1115.25, 38.561, 0.5]), align_numbers([1000.0, 0.0001])
+        (['1115.25', '38.56', '0.50'], ['1000', '0.0001'])
+    """
+    sizes = [abs(value) for value in values if value]
+    digits = max(0, 6 - len(str(int(max(sizes, default=0)))))
+    if sizes and min(sizes) < 10 ** (1 - digits):
+        return [as_number(value) for value in values]
+    return [f"{value:.{digits}f}" for value in values]
+
+
 def _environment() -> Environment:
     """Return the environment of the templates."""
     environment = Environment(

@@ -41,10 +41,12 @@ class PassagesSettings:
     """Dimensions of the index."""
 
     damping: float = 10.0
-    """Damping of TRAK, as a multiple of the mean eigenvalue."""
+    """Damping of TRAK, as a multiple of the mean eigenvalue; chosen on another seed, where 0.1
+    took 41 % of the top 10 from the query's domain, 1 took 53 % and 10 took 55 %."""
 
     layers: tuple[str, ...] | None = ("*embed_tokens*",)
-    """Patterns of the layers whose gradients are indexed; chosen on another seed."""
+    """Patterns of the layers whose gradients are indexed; chosen on another seed, where the cosine
+    took 55 % of the top 10 from the query's domain, and 47 % with all layers."""
 
     num_shown: int = 3
     """Queries that the report shows."""

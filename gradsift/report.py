@@ -12,16 +12,15 @@ import numpy as np
 from jaxtyping import Float
 
 from gradsift.figures import histogram
-from gradsift.html import write_page
+from gradsift.html import align_numbers, write_page
 from projections import DataError, GradientStore, Rows, Scores, read_dataset
 
 NUM_EXAMPLES = 8  # at each end
 QUANTILES = {"lowest": 0.0, "1 %": 0.01, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "99 %": 0.99}
 QUANTILES["highest"] = 1.0
 LONGEST = 600  # characters of an example
-SHORT = 40  # characters of a value that is shown in a column of its own
+SHORT = 40  # characters of a value that is shown beside the text
 TEXT = "text"
-EXAMPLE = "example"
 
 
 def write_report(source: Path, *, data: Path | None = None, out: Path | None = None) -> Path:
@@ -39,7 +38,7 @@ def write_report(source: Path, *, data: Path | None = None, out: Path | None = N
         DataError: The source is neither, or the data does not hold its rows.
     """
     scores, facts = _read(source)
-    describe, columns = _describer(data, scores.ids)
+    describe = _describer(data, scores.ids)
     parts = [_part(scores, name, describe) for name in scores.names]
     out = out or source.with_name(source.name + ".report.html")
     count = f"{len(scores):,}"
@@ -52,7 +51,7 @@ def write_report(source: Path, *, data: Path | None = None, out: Path | None = N
         + " each: how they are distributed, and which examples stand at the ends.",
         facts=[(count, "examples"), *facts],
         scores=parts,
-        columns=columns,
+        with_data=data is not None,
         origin=_flat({"source": source, "data": data or "not given", **scores.provenance}),
     )
     return out
@@ -93,12 +92,13 @@ def _part(
         notes.append(f"{len(values) - len(finite):,} values are not finite and are left out.")
     order = finite[np.argsort(values[finite], kind="stable")]
     known = values[finite]
+    quantiles = np.quantile(known, list(QUANTILES.values())).tolist()
     return {
         "name": name,
         "note": " ".join(notes),
         "count": len(finite),
         "figure": histogram(known, label=f"Distribution of {name}", x_label=name),
-        "quantiles": [(label, float(np.quantile(known, q))) for label, q in QUANTILES.items()],
+        "quantiles": list(zip(QUANTILES, align_numbers(quantiles), strict=True)),
         "highest": _examples(order[::-1], scores, values, describe),
         "lowest": _examples(order, scores, values, describe),
     }
@@ -111,22 +111,22 @@ def _examples(
     describe: Callable[[int], Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
     """Return the first examples of an order."""
+    shown = order[:NUM_EXAMPLES]
+    numbers = align_numbers(values[shown].tolist())
     return [
-        {"id": scores.ids[row], "score": float(values[row]), **describe(int(row))}
-        for row in order[:NUM_EXAMPLES]
+        {"id": scores.ids[row], "score": number, **describe(int(row))}
+        for row, number in zip(shown, numbers, strict=True)
     ]
 
 
-def _describer(
-    data: Path | None, ids: np.ndarray
-) -> tuple[Callable[[int], Mapping[str, Any]], list[str]]:
-    """Return a function from a row of the scores to its example, and the columns it has.
+def _describer(data: Path | None, ids: np.ndarray) -> Callable[[int], Mapping[str, Any]]:
+    """Return a function from a row of the scores to its example.
 
     Raises:
         DataError: The data does not hold a row that was scored.
     """
     if data is None:
-        return lambda row: {}, []
+        return lambda row: {}
     rows = Rows(read_dataset(data))
     where = {row_id: position for position, row_id in enumerate(rows.ids.tolist())}
     missing = [row_id for row_id in ids.tolist() if row_id not in where]
@@ -139,17 +139,17 @@ def _describer(
     names = [key for key, value in first.items() if key not in ("id", TEXT) and _is_short(value)]
 
     def describe(row: int) -> Mapping[str, Any]:
-        (example,) = rows.fetch([where[ids.tolist()[row]]])
+        (example,) = rows.fetch([where[ids[row].item()]])
         return {
             "fields": {name: str(example[name])[:SHORT] for name in names},
-            EXAMPLE: _shown(example),
+            "example": _shown(example),
         }
 
-    return describe, [*names, EXAMPLE]
+    return describe
 
 
 def _is_short(value: Any) -> bool:
-    """Tell whether a value fits into a column: a number or a word or two."""
+    """Tell whether a value fits beside the text: a number or a word or two."""
     return isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= SHORT)
 
 

@@ -21,7 +21,13 @@ TINY = DemoSettings(
     digits=DigitsSettings(
         num_train=300, channels=(4, 8), epochs=3, score_epochs=(1, 3), score_epoch=3, num_dims=64
     ),
-    corpus=CorpusSettings(vocab_size=300, length=32, num_train=12, num_held_out=4),
+    corpus=CorpusSettings(
+        packages=("http", "logging", "nowhere"),
+        vocab_size=300,
+        length=32,
+        num_train=12,
+        num_held_out=4,
+    ),
     model=ModelSettings(hidden_size=16, num_layers=1, num_heads=2, steps=4),
     passages=PassagesSettings(num_queries=1, k=3, num_dims=64, num_shown=2),
     mixing=MixingSettings(steps=4, every=2, num_compared=1, num_dims=64),
@@ -65,6 +71,11 @@ def test_page_shows_the_jobs_and_needs_nothing_else(folder: Path) -> None:
     assert {"prune", "retrieve", "reweight", "settings"} <= page.ids
     assert page.headings[0] == 1 and max(page.headings) <= 4
     assert page.unlabelled == []
+
+
+def test_package_that_this_python_lacks_is_left_out(folder: Path) -> None:
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["text"]["domains"] == ["manual", "http", "logging"]
 
 
 def test_oracle_trains_without_exactly_the_wrong_labels() -> None:
