@@ -24,7 +24,7 @@ class LanguageTask(Task):
         super().__init__()
         self.names = names
 
-    def compute_train_loss(self, batch, model, sample=False):  # noqa: ANN001, ANN201
+    def compute_train_loss(self, batch, model, sample=False):
         logits = model(input_ids=batch["input_ids"]).logits[:, :-1].reshape(-1, self.vocabulary)
         labels = batch["input_ids"][:, 1:].reshape(-1)
         if sample:
@@ -32,7 +32,7 @@ class LanguageTask(Task):
                 labels = torch.multinomial(logits.softmax(-1), 1).flatten()
         return nn.functional.cross_entropy(logits, labels, reduction="sum")
 
-    def compute_measurement(self, batch, model):  # noqa: ANN001, ANN201
+    def compute_measurement(self, batch, model):
         return self.compute_train_loss(batch, model)
 
     def get_influence_tracked_modules(self) -> list[str]:

@@ -75,6 +75,10 @@ gradsift.passages           job 2 of the demo: the text behind a prediction
 gradsift.mixing             job 3 of the demo: a mixture that follows a target
 gradsift.demo               the three jobs, a page and a summary
 gradsift.report             a page about scores or a store
+gradsift.terminal           the demo's tables on a terminal
+gradsift.models             models and tasks from a folder
+gradsift.commands           what each command does
+gradsift.cli                the command line
 gradsift                    the application
 """
 

@@ -173,7 +173,9 @@ def test_scores_equal_the_dense_inverse(case, curvature) -> None:
     wanted = dense_scores(
         fitted, [alone(task, r) for r in train], [alone(task, r) for r in queries]
     )
-    np.testing.assert_allclose(found, wanted.numpy(), rtol=EXACT, atol=EXACT * wanted.abs().max())
+    np.testing.assert_allclose(
+        found, wanted.numpy(), rtol=EXACT, atol=EXACT * float(wanted.abs().max())
+    )
 
 
 @pytest.mark.parametrize("curvature", CURVATURES.values(), ids=list(CURVATURES))
