@@ -33,7 +33,7 @@ class ModelSettings:
     batch_size: int = 8
     """Passages in a step."""
 
-    learning_rate: float = 4e-3
+    learning_rate: float = 3e-3
     """Highest learning rate, of AdamW with one cycle."""
 
 

@@ -37,7 +37,7 @@ class MixingSettings:
     batch_size: int = 8
     """Passages in a step."""
 
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     """Of AdamW."""
 
     num_compared: int = 3
