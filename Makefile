@@ -1,4 +1,5 @@
-# The targets list themselves: `make` or `make help`.
+# The targets list themselves: `make` or `make help`. Two test processes have a thread each,
+# since threads that wait for each other on busy cores cost more than they bring.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
@@ -28,10 +29,10 @@ format: $(READY)  ## Format the code
 	$(BIN)/ruff check --fix .
 
 test: $(READY)  ## Run the tests, the docstrings and the examples
-	$(BIN)/python -m pytest -q -n 2 -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow and not gpu"
 
 test-slow: $(READY)  ## Run the slow proofs
-	$(BIN)/python -m pytest -q -n 2 -m "slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "slow and not gpu"
 
 demo: $(READY)  ## Run the three jobs on data that is already here
 	$(BIN)/gradsift demo --out runs/demo

@@ -41,11 +41,26 @@ class FullQueries:
     def scores(
         self, inputs: Float[Tensor, "n t i"], output_grads: Float[Tensor, "n t o"]
     ) -> Float[Tensor, "n q"]:
-        """Return inner products with training gradients, formed a few at a time."""
-        flat = self.gradients.flatten(1).to(inputs)
-        height = max(1, CHUNK_ENTRIES.get(flat.device.type, 1 << 24) // flat.shape[1])
-        pieces = zip(inputs.split(height), output_grads.split(height), strict=True)
-        return torch.cat([(g.mT @ a).flatten(1) @ flat.mT for a, g in pieces])
+        """Return inner products with training gradients, formed a few rows at a time.
+
+        Query gradients are read once a batch, and the rows stay in the cache. With one
+        position nothing is formed: the queries map the inputs, and meet the output gradients.
+        """
+        queries = self.gradients.to(inputs)
+        count, positions, num_in = inputs.shape
+        if positions == 1:
+            mapped = inputs[:, 0] @ queries.flatten(0, 1).mT
+            return torch.einsum(
+                "nqo,no->nq", mapped.view(count, *queries.shape[:2]), output_grads[:, 0]
+            )
+        out = inputs.new_zeros(count, len(queries))
+        entries = CHUNK_ENTRIES.get(inputs.device.type, 1 << 24)
+        height = max(1, entries // max(1, count * num_in))
+        for start in range(0, queries.shape[1], height):
+            rows = slice(start, start + height)
+            formed = output_grads[..., rows].mT @ inputs
+            out.addmm_(formed.flatten(1), queries[:, rows].flatten(1).mT)
+        return out
 
     def token_scores(
         self, inputs: Float[Tensor, "n t i"], output_grads: Float[Tensor, "n t o"]
