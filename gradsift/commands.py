@@ -185,8 +185,8 @@ class Retrieve:
     metric: MetricName = "trak"
     """How the sketches of an index are compared; one with ekfac rows has its own way."""
 
-    damping: float = 0.1
-    """Damping of trak, as a multiple of the mean eigenvalue."""
+    damping: float | None = None
+    """Damping of trak, as a multiple of the mean eigenvalue; by a rule if left out."""
 
     rerank: int = 0
     """Candidates at each end that are scored again by full EK-FAC, in an index of ekfac rows."""
@@ -262,8 +262,8 @@ class Score:
     num_dims: int = 2048
     """Dimensions of the sketch that self-influence is computed in."""
 
-    damping: float = 0.1
-    """Damping of self-influence, as a multiple of the mean eigenvalue."""
+    damping: float | None = None
+    """Damping of self-influence, as a multiple of the mean eigenvalue; by a rule if left out."""
 
     seed: int = 0
     """Seed of the random projection, and of the labels that ekfac-self draws."""
@@ -298,7 +298,8 @@ class Score:
             columns.append(Sketch(SJLT(num_dims=self.num_dims, seed=self.seed)))
         settings = pass_settings(self.reading)
         if "ekfac-self" in self.method:
-            method = EKFAC(seed=self.seed, damping=RelativeDamping(self.damping))
+            damping = RelativeDamping() if self.damping is None else RelativeDamping(self.damping)
+            method = EKFAC(seed=self.seed, damping=damping)
             fitted = method.fit(task, rows, settings=settings, path=work / "fit")
             columns.append(SelfInfluence(fitted.layers, fitted.inverses, name="ekfac_self"))
         description = {
@@ -399,7 +400,7 @@ def pass_settings(reading: Reading) -> PassSettings:
     return PassSettings(**asdict(reading))
 
 
-def pick_metric(name: MetricName, damping: float) -> Metric:
+def pick_metric(name: MetricName, damping: float | None) -> Metric:
     """Return the metric of this name."""
     metrics: dict[str, Metric] = {
         "trak": TRAK(damping=damping),

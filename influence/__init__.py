@@ -2,7 +2,13 @@
 
 from influence.base import FittedMetric, Metric
 from influence.curvature import Curvature, FittedCurvature
-from influence.damping import AbsoluteDamping, Damping, RelativeDamping, recipe_damping
+from influence.damping import (
+    AbsoluteDamping,
+    Damping,
+    RelativeDamping,
+    noise_floor,
+    recipe_damping,
+)
 from influence.diagonal import Diagonal, Identity
 from influence.eigen_index import EigenProjector, choose_coordinates
 from influence.ekfac import EKFAC, KFAC
@@ -44,6 +50,7 @@ __all__ = [
     "lexical_candidates",
     "linear_datamodeling_score",
     "make_plan",
+    "noise_floor",
     "recipe_damping",
     "retrieve",
 ]

@@ -59,6 +59,26 @@ class AbsoluteDamping:
         return self.value
 
 
+def noise_floor(trace: float, num_rows: int) -> AbsoluteDamping:
+    r"""Return the damping below which a Gram matrix of this many rows is noise.
+
+    A second-moment matrix estimated from :math:`n` rows cannot tell a direction from zero
+    whose eigenvalue is below about :math:`\mathrm{tr} / n`, what one row adds on average.
+    It needs no training recipe and does not depend on how many coordinates are kept. In
+    `benchmarks/influence_index.md` it is at or next to the best of a sweep.
+
+    Args:
+        trace: Trace of the mean Gram matrix.
+        num_rows: Number ``n`` of rows that it is the mean of.
+
+    Example:
+        >>> noise_floor(22.5, 5000)
+        AbsoluteDamping(value=0.0045)
+    """
+    check_at_least("num_rows", num_rows, 1)
+    return AbsoluteDamping(trace / num_rows)
+
+
 def recipe_damping(
     *, learning_rate: float, num_steps: int, momentum: float = 0.0
 ) -> AbsoluteDamping:

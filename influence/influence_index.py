@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 
 from influence.curvature import FittedCurvature
+from influence.damping import RelativeDamping, noise_floor
 from influence.eigen_index import EigenProjector, RowGram, Whitening, choose_coordinates
 from influence.ekfac import FisherName, pick_labels
 from influence.pairwise import Preconditioned, SelfInfluence
@@ -213,7 +214,8 @@ def build_index(
         gram: Labels of the Gram matrix of the kept coordinates, as ``fisher`` in `EKFAC`;
             ``"auto"`` is exact for few labels, else those of the data, which need no pass
             of their own. None whitens by the eigenvalues.
-        damping: Damping in units of the Gram matrix; by default a rule that says so.
+        damping: Damping in units of the Gram matrix; by default its `noise_floor`, or a tenth
+            of the mean eigenvalue without a Gram matrix.
         row_dtype: Type of the rows on disk.
         seed: Seed of drawn labels.
         settings: Batching; the layers are those of the fit.
@@ -242,16 +244,18 @@ def build_index(
             with replacing(folder / GRAM) as file:
                 np.save(file, found)
         matrix = np.load(folder / GRAM)
-    chosen = damping if damping is not None else default_damping(projector, matrix)
+    chosen = damping if damping is not None else default_damping(projector, matrix, len(rows))
     write_json(folder / CONFIG, {**how, "num_dims": num_dims, "damping": chosen, "gram": gram})
     return InfluenceIndex(curvature, projector, store, matrix, chosen)
 
 
-def default_damping(projector: EigenProjector, gram: Float[np.ndarray, "D D"] | None) -> float:
-    """Return a tenth of the mean eigenvalue of the kept coordinates."""
+def default_damping(
+    projector: EigenProjector, gram: Float[np.ndarray, "D D"] | None, num_rows: int
+) -> float:
+    """Return the noise floor of a Gram matrix, or a tenth of the mean kept eigenvalue."""
     if gram is None:
-        return 0.1 * float(projector.eigenvalues.double().mean())
-    return 0.1 * float(np.trace(gram)) / len(gram)
+        return RelativeDamping(0.1).of(float(projector.eigenvalues.double().mean()))
+    return noise_floor(float(np.trace(gram)), num_rows).value
 
 
 def _gram(

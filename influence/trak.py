@@ -5,8 +5,8 @@ Letters: ``q`` queries, ``n`` rows, ``k`` dimensions of a row.
 On rows of loss gradients this is the influence function with the projected empirical
 Fisher for a Hessian (the form of LoGra and TrackStar); the factor ``1 - p`` of TRAK is in
 a loss gradient already. Differs from the reference implementation: float64 throughout,
-and a damping that is a fraction of the mean eigenvalue instead of zero, since near zero
-it can cost most of the quality. Not handled: ensembles.
+and a damping at the noise floor of the Gram matrix instead of zero, since near zero it can
+cost most of the quality. Not handled: ensembles.
 """
 
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.linalg import cho_factor, cho_solve
 
+from influence.damping import RelativeDamping, noise_floor
 from projections import ConvergenceError, GradientStore, check_at_least
 
 
@@ -24,7 +25,8 @@ class TRAK:
     r"""Score :math:`\phi_q^\top (\Phi^\top \Phi / n + \lambda I)^{-1} \phi_z`.
 
     Args:
-        damping: :math:`\lambda` as a multiple of the mean eigenvalue of the Gram matrix.
+        damping: :math:`\lambda` as a multiple of the mean eigenvalue of the Gram matrix; by
+            default its `noise_floor`, which is ``k / n`` times that mean.
 
     References:
         Park et al., TRAK: attributing model behavior at scale (ICML 2023),
@@ -32,11 +34,12 @@ class TRAK:
         loss gradients and the damping.
     """
 
-    damping: float = 0.1
+    damping: float | None = None
 
     def __post_init__(self) -> None:
         """Check the argument."""
-        check_at_least("damping", self.damping, 0)
+        if self.damping is not None:
+            check_at_least("damping", self.damping, 0)
 
     def fit(self, store: GradientStore) -> "FittedTRAK":
         """Compute the Gram matrix of the rows, in float64.
@@ -49,7 +52,10 @@ class TRAK:
             rows = np.asarray(block, dtype=np.float64)
             gram += rows.T @ rows
         gram /= len(store)
-        gram[np.diag_indices_from(gram)] += self.damping * np.trace(gram) / len(gram)
+        trace = float(np.trace(gram))
+        rule = None if self.damping is None else RelativeDamping(self.damping)
+        chosen = noise_floor(trace, len(store)) if rule is None else rule
+        gram[np.diag_indices_from(gram)] += chosen.of(trace / len(gram))
         fitted = FittedTRAK(store, gram)
         _ = fitted._factor  # refused here and not at the first query
         return fitted
