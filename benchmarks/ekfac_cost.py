@@ -42,8 +42,8 @@ class Setting:
 
 
 FULL = (
-    Setting("a", 256, 1024, 4, 256),
-    Setting("b", 1024, 4096, 2, 64),
+    Setting("a", 256, 1024, 4, 96),
+    Setting("b", 1024, 4096, 2, 32),
 )
 QUICK = (Setting("quick", 32, 64, 2, 16, vocabulary=64, length=16, num_queries=4),)
 
@@ -151,9 +151,11 @@ def run(setting: Setting, peer_python: str | None) -> list[list[str]]:
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--peer-python", help="python of an environment with kronfluence")
+    parser.add_argument("--models", nargs="+", default=["a", "b"], help="which of a and b")
     arguments = parser.parse_args()
     rows = []
-    for setting in QUICK if arguments.quick else FULL:
+    chosen = [setting for setting in FULL if setting.name in arguments.models]
+    for setting in QUICK if arguments.quick else chosen:
         rows += run(setting, arguments.peer_python)
     head = ["model", "library", "fit / plain", "scores / plain", "fit / peer", "scores / peer"]
     parts = [
