@@ -44,9 +44,9 @@ projections.indexing        from a dataset to a store
 projections.scores          scores of examples, as a table that travels
 projections                 gradients as vectors
 influence.base              the seam of attribution on rows; the sign of a score
+influence.damping           what is added before inversion
 influence.gradient_dot      gradient dot product and cosine
 influence.trak              the kernel of TRAK on a store
-influence.damping           what is added before inversion
 influence.kfac_math         Kronecker factors as plain algebra
 influence.linear_layers     the linear maps inside gradients
 influence.covariances       first pass of K-FAC
