@@ -142,6 +142,13 @@ class EKFAC:
             are those of the first part, as if covariances had been taken from a sample.
         """
         fitted.check_model(task)
+        kinds = (type(self).__name__, fitted.provenance.get("curvature", {}).get("kind"))
+        if kinds != ("EKFAC", "EKFAC"):
+            raise TypeError(
+                "only EKFAC has eigenvalues that are means over examples, which more data can "
+                f"continue. Got a fit of {kinds[1]}, continued by {kinds[0]}. Fit it again on all "
+                "data."
+            )
         walk = _Fit(self, task, as_rows(data), fitted.reading(settings), None)
         bases = {name: (layer.left, layer.right) for name, layer in fitted.layers.items()}
         eigenvalues = CorrectedEigenvalues(bases)

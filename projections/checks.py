@@ -2,7 +2,6 @@
 
 from collections.abc import Collection
 from importlib import import_module
-from math import isfinite
 from types import ModuleType
 
 
@@ -17,12 +16,6 @@ def check_between(name: str, value: float, least: float, most: float, meaning: s
     if not least <= value <= most:
         why = f" ({meaning})" if meaning else ""
         raise ValueError(f"`{name}` must be in [{least}, {most}]{why}. Got {value}.")
-
-
-def check_finite_number(name: str, value: float) -> None:
-    """Refuse NaN and infinities."""
-    if not isfinite(value):
-        raise ValueError(f"`{name}` must be a finite number. Got {value}.")
 
 
 def check_one_of(name: str, value: str, allowed: Collection[str]) -> None:

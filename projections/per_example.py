@@ -346,11 +346,6 @@ def fold_examples(term: Term, num_examples: int) -> Term:
     return OuterProducts(term.component, inputs, grads, term.input_key)
 
 
-def sum_of_squares(blocks: Sequence[Float[Tensor, "n ..."]]) -> Float[Tensor, " n"]:
-    """Return the squared norm of each example over all blocks."""
-    return torch.stack([block.flatten(1).square().sum(1) for block in blocks]).sum(0)
-
-
 @contextmanager
 def _buffer(like: Tensor, size: int) -> Iterator[Float[Tensor, " c"]]:
     """Lend a flat working buffer, on the CPU the one that was used before."""

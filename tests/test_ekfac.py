@@ -375,6 +375,10 @@ def test_a_fit_that_is_continued_has_the_means_over_all_data(case) -> None:
         squares = [(left.mT @ alone(task, row)[name] @ right).square() for row in train]
         torch.testing.assert_close(layer.eigenvalues, torch.stack(squares).mean(0))
     assert both.provenance["num_examples"] == 12
+    plain = KFAC(seed=0).fit(task, train[:7])
+    for method, start in ((KFAC(seed=0), plain), (EKFAC(seed=0), plain), (KFAC(seed=0), first)):
+        with pytest.raises(TypeError, match="only EKFAC has eigenvalues that are means"):
+            method.extend(start, task, train[7:])
 
 
 def test_a_plan_counts_bytes_and_operations_from_shapes() -> None:
