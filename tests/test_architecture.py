@@ -77,7 +77,13 @@ gradsift.demo               the three jobs, a page and a summary
 gradsift.report             a page about scores or a store
 gradsift.terminal           the demo's tables on a terminal
 gradsift.models             models and tasks from a folder
-gradsift.commands           what each command does
+gradsift.commands.options   what commands share
+gradsift.commands.indexing  gradsift index
+gradsift.commands.retrieval     gradsift retrieve
+gradsift.commands.scoring   gradsift score
+gradsift.commands.pruning   gradsift prune
+gradsift.commands.pages     gradsift demo and report
+gradsift.commands           the table of commands
 gradsift.cli                the command line
 gradsift                    the application
 """

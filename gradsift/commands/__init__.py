@@ -1,0 +1,24 @@
+"""What each command does: a frozen set of options, and one call that carries them out.
+
+Every command writes its resolved options beside its output, goes on where an earlier run
+with the same options stopped, and returns the lines that say what it did.
+"""
+
+from gradsift.commands.indexing import Index
+from gradsift.commands.options import Command, command_from_json
+from gradsift.commands.pages import Demo, Report
+from gradsift.commands.pruning import Prune
+from gradsift.commands.retrieval import Retrieve
+from gradsift.commands.scoring import Score
+
+__all__ = ["COMMANDS", "Command", "command_from_json"]
+
+COMMANDS: dict[str, type[Command]] = {
+    "demo": Demo,
+    "index": Index,
+    "retrieve": Retrieve,
+    "score": Score,
+    "prune": Prune,
+    "report": Report,
+}
+"""The commands by name; a new one is a file here and a line in this table."""

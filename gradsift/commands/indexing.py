@@ -1,0 +1,112 @@
+"""The command that builds an index."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from gradsift.commands.options import (
+    CONFIG,
+    READING,
+    Reading,
+    command_from_json,
+    pass_settings,
+    summary,
+    write_config,
+)
+from gradsift.models import ModelSource, load_task
+from influence import EKFAC, build_index
+from projections import (
+    SJLT,
+    GradientStore,
+    StoreMismatchError,
+    Task,
+    index_gradients,
+    read_dataset,
+    read_json,
+)
+
+RowsName = Literal["sketch", "ekfac"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Index:
+    """Index the projected gradients of a dataset, to retrieve from it later."""
+
+    source: tyro.conf.OmitArgPrefixes[ModelSource]
+
+    data: str
+    """The training data: jsonl, parquet or csv (also .gz, .zst), a datasets folder or name."""
+
+    out: Path
+    """Folder of the index. A run that was stopped goes on."""
+
+    rows: RowsName = "sketch"
+    """What is kept of a gradient: a random sketch of all layers, in one pass, or the
+    coordinates of most curvature of the linear layers, in three, which attribute better."""
+
+    num_dims: int = 4096
+    """Numbers kept of each gradient."""
+
+    seed: int = 0
+    """Seed of the random projection, or of the labels that the curvature draws."""
+
+    row_dtype: Literal["float32", "float16", "int8"] = "float32"
+    """Type of the rows on disk."""
+
+    reading: tyro.conf.OmitArgPrefixes[Reading] = READING
+
+    def run(self) -> Iterator[str]:
+        """Build the index."""
+        data = read_dataset(self.data)
+        task = load_task(self.source)
+        store = self._sketch(task, data) if self.rows == "sketch" else self._curvature(task, data)
+        write_config(self, self.out / CONFIG)
+        losses, norms = store.column("loss"), store.column("grad_norm")
+        yield f"indexed {len(store):,} rows of {store.num_dims:,} numbers: {self.out}"
+        yield f"loss {summary(losses)}; gradient norm {summary(norms)}"
+        yield f"next: gradsift retrieve {self.out} --query '...'"
+
+    def _sketch(self, task: Task, data: Any) -> GradientStore:
+        """Build a store of random sketches."""
+        return index_gradients(
+            task,
+            data,
+            SJLT(num_dims=self.num_dims, seed=self.seed),
+            path=self.out / "store",
+            settings=pass_settings(self.reading),
+            dtype=self.row_dtype,
+        )
+
+    def _curvature(self, task: Task, data: Any) -> GradientStore:
+        """Fit EK-FAC and build an influence index."""
+        settings = pass_settings(self.reading)
+        fitted = EKFAC(seed=self.seed).fit(task, data, settings=settings, path=self.out / "fit")
+        index = build_index(
+            fitted,
+            task,
+            data,
+            num_dims=self.num_dims,
+            path=self.out,
+            row_dtype=self.row_dtype,
+            seed=self.seed,
+        )
+        return index.store
+
+
+def read_index_config(folder: Path) -> Index:
+    """Return the options that an index was built with.
+
+    Raises:
+        StoreMismatchError: The folder was not made by `gradsift index`, or is unfinished.
+    """
+    if (folder / "store").exists() and not (folder / CONFIG).exists():
+        raise StoreMismatchError(
+            f"{folder} must be a finished index. Run the `gradsift index` that began it again."
+        )
+    values = read_json(folder / CONFIG, "an index made by `gradsift index`")
+    if values.pop("command", None) != "index":
+        raise StoreMismatchError(f"{folder / CONFIG} must be that of an index. It is not.")
+    return command_from_json(Index, values)

@@ -1,0 +1,61 @@
+"""Commands that write a page: the demo and the report."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from gradsift.commands.indexing import read_index_config
+from gradsift.commands.options import CONFIG, write_config
+from gradsift.demo import SUMMARY, run_demo
+from gradsift.report import write_report
+from gradsift.terminal import summary_lines
+from projections import read_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Run the three jobs on data that is already on the machine, and write an HTML report."""
+
+    out: Path = Path("runs/demo")
+    """Folder of the report."""
+
+    seed: int = 0
+    """Seed of everything that is random."""
+
+    num_seeds: int = 3
+    """Seeds over which means and spreads are taken."""
+
+    def run(self) -> Iterator[str]:
+        """Run the demo, which prints as it goes."""
+        report = run_demo(self.out, seed=self.seed, num_seeds=self.num_seeds, say=print)
+        write_config(self, self.out / CONFIG)
+        yield from summary_lines(read_json(self.out / SUMMARY, "a demo"))
+        yield f"report: {report.resolve()}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write an HTML page about scores or an index."""
+
+    source: Annotated[Path, tyro.conf.Positional]
+    """A table of scores, or a folder made by `gradsift index`."""
+
+    data: Path | None = None
+    """The data, to show the best and worst examples."""
+
+    out: Path | None = None
+    """The page; beside the source if left out."""
+
+    def run(self) -> Iterator[str]:
+        """Write the page."""
+        source, data = self.source, self.data
+        if (source / CONFIG).exists() and (source / "store").exists():
+            data = data or Path(read_index_config(source).data)
+            page = self.out or source / "report.html"
+            report = write_report(source / "store", data=data, out=page)
+        else:
+            report = write_report(source, data=data, out=self.out)
+        yield f"report: {report.resolve()}"
