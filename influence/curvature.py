@@ -23,16 +23,8 @@ from torch import Tensor
 
 from influence.damping import Damping, RelativeDamping
 from influence.kfac_math import LayerCurvature, Rotation, damped_inverse, precondition
-from influence.pairwise import (
-    CollectedGradients,
-    FullQueries,
-    PairwiseScores,
-    Preconditioned,
-    RunningTop,
-    SelfInfluence,
-    TokenScores,
-    compress,
-)
+from influence.pairwise import PairwiseScores, RunningTop, SelfInfluence, TokenScores
+from influence.queries import Preconditioned, QueryGradients, compress
 from projections import (
     ConvergenceError,
     PassSettings,
@@ -301,18 +293,18 @@ class FittedCurvature:
         """Return the preconditioned gradients of the queries' measurements, by linear map."""
         self.check_model(task)
         rows = as_rows(queries)
-        collected = CollectedGradients()
+        gradients = QueryGradients(self.layers, self.inverses, rows.ids)
         run_pass(
             QueryTask(task),
             rows,
-            accumulators=[collected],
+            accumulators=[gradients],
             settings=self.reading(settings),
             description="queries",
         )
-        found = self.precondition(collected.gradients(rows.ids))
+        found = gradients.results()
         if query_rank is None:
-            return {name: FullQueries(gradient) for name, gradient in found.items()}
-        return {name: compress(gradient, query_rank) for name, gradient in found.items()}
+            return found
+        return {name: compress(queries, query_rank) for name, queries in found.items()}
 
     def _query_batches(
         self,

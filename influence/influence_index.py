@@ -21,7 +21,8 @@ from influence.curvature import FittedCurvature
 from influence.damping import RelativeDamping, noise_floor
 from influence.eigen_index import EigenProjector, RowGram, Whitening, choose_coordinates
 from influence.ekfac import FisherName, pick_labels
-from influence.pairwise import Preconditioned, SelfInfluence
+from influence.pairwise import SelfInfluence
+from influence.queries import Preconditioned
 from projections import (
     FolderCheckpoint,
     GradientNorm,

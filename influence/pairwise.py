@@ -2,9 +2,8 @@
 
 Letters: ``n`` training examples, ``q`` queries, ``k`` neighbours, ``i`` inputs, ``o`` outputs.
 
-The score of a pair is ``g_q^T (H + damping)^-1 g_n``, divided by nothing. Query gradients
-are preconditioned once and stay in memory; training gradients are formed a few at a time
-and never kept. Queries that do not fit the memory budget take another pass.
+The score of a pair is ``g_q^T (H + damping)^-1 g_n``, divided by nothing. Training gradients
+are formed a few at a time and never kept.
 """
 
 from collections.abc import Mapping
@@ -17,150 +16,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from influence.eigenvalues import SharedRotations
-from influence.kfac_math import CHUNK_ENTRIES, LayerCurvature, choose_way, rotated_gradients
+from influence.kfac_math import LayerCurvature, choose_way, rotated_gradients
 from influence.linear_layers import linear_uses
+from influence.queries import Preconditioned
 from projections import Batch, BestRows, Gradient, TopK
-
-Preconditioned = Mapping[str, "Queries"]
-
-
-@dataclass(frozen=True)
-class FullQueries:
-    """Preconditioned gradients of queries on one linear map.
-
-    Args:
-        gradients: The gradients, ``q o i``.
-    """
-
-    gradients: Float[Tensor, "q o i"]
-
-    def __len__(self) -> int:
-        """Return the number of queries."""
-        return len(self.gradients)
-
-    def scores(
-        self, inputs: Float[Tensor, "n t i"], output_grads: Float[Tensor, "n t o"]
-    ) -> Float[Tensor, "n q"]:
-        """Return inner products with training gradients, formed a few rows at a time.
-
-        Query gradients are read once a batch, and the rows stay in the cache. With one
-        position nothing is formed: the queries map the inputs, and meet the output gradients.
-        """
-        queries = self.gradients.to(inputs)
-        count, positions, num_in = inputs.shape
-        if positions == 1:
-            mapped = inputs[:, 0] @ queries.flatten(0, 1).mT
-            return torch.einsum(
-                "nqo,no->nq", mapped.view(count, *queries.shape[:2]), output_grads[:, 0]
-            )
-        out = inputs.new_zeros(count, len(queries))
-        entries = CHUNK_ENTRIES.get(inputs.device.type, 1 << 24)
-        height = max(1, entries // max(1, count * num_in))
-        for start in range(0, queries.shape[1], height):
-            rows = slice(start, start + height)
-            formed = output_grads[..., rows].mT @ inputs
-            out.addmm_(formed.flatten(1), queries[:, rows].flatten(1).mT)
-        return out
-
-    def token_scores(
-        self, inputs: Float[Tensor, "n t i"], output_grads: Float[Tensor, "n t o"]
-    ) -> Float[Tensor, "n t q"]:
-        """Return the share of each position in the scores."""
-        return torch.einsum("nto,qoi,nti->ntq", output_grads, self.gradients.to(inputs), inputs)
-
-
-@dataclass(frozen=True)
-class LowRankQueries:
-    """The same, of low rank: less memory for each query, so more queries share a pass.
-
-    Args:
-        left: Left singular vectors times singular values, ``q o r``.
-        right: Right singular vectors, ``q r i``.
-
-    References:
-        Grosse et al. (2023), arXiv:2308.03296, Sec. 3.2.2.
-    """
-
-    left: Float[Tensor, "q o r"]
-    right: Float[Tensor, "q r i"]
-
-    def __len__(self) -> int:
-        """Return the number of queries."""
-        return len(self.left)
-
-    def scores(
-        self, inputs: Float[Tensor, "n t i"], output_grads: Float[Tensor, "n t o"]
-    ) -> Float[Tensor, "n q"]:
-        """Return inner products with training gradients, which are not formed."""
-        return self.token_scores(inputs, output_grads).sum(1)
-
-    def token_scores(
-        self, inputs: Float[Tensor, "n t i"], output_grads: Float[Tensor, "n t o"]
-    ) -> Float[Tensor, "n t q"]:
-        """Return the share of each position in the scores."""
-        count, positions, _ = inputs.shape
-        queries, _, rank = self.left.shape
-        grads = output_grads @ self.left.to(inputs).movedim(1, 0).flatten(1)
-        rotated = inputs @ self.right.to(inputs).flatten(0, 1).mT
-        return (grads * rotated).view(count, positions, queries, rank).sum(-1)
-
-
-Queries = FullQueries | LowRankQueries
-
-
-def compress(gradients: Float[Tensor, "q o i"], rank: int) -> LowRankQueries | FullQueries:
-    """Return the best approximation of this rank, or the gradients if they are no larger.
-
-    Args:
-        gradients: Preconditioned gradients.
-        rank: Number ``r`` of singular vectors kept.
-    """
-    _, num_out, num_in = gradients.shape
-    if rank * (num_out + num_in) >= num_out * num_in:
-        return FullQueries(gradients)
-    wide = gradients.to(torch.promote_types(gradients.dtype, torch.float32))
-    left, values, right = torch.linalg.svd(wide, full_matrices=False)
-    return LowRankQueries(left[..., :rank] * values[:, None, :rank], right[:, :rank])
-
-
-@dataclass
-class CollectedGradients:
-    """The full gradients of a few examples by linear map, in the order they came."""
-
-    name: str = field(default="gradients", init=False)
-    _parts: dict[str, list[Tensor]] = field(default_factory=dict, init=False)
-    _ids: list[Any] = field(default_factory=list, init=False)
-
-    def begin(self, batch: Batch) -> None:
-        """Do nothing."""
-
-    def observe(self, gradient: Gradient) -> None:
-        """Keep one component."""
-        for use in linear_uses(gradient):
-            self._parts.setdefault(use.name, []).append(use.gradient)
-
-    def end(self, batch: Batch) -> None:
-        """Remember which rows these were."""
-        self._ids.extend(batch.ids.tolist())
-
-    def gradients(self, ids: np.ndarray) -> dict[str, Tensor]:
-        """Return the gradients of these rows, in this order."""
-        where = {row_id: position for position, row_id in enumerate(self._ids)}
-        order = [where[row_id] for row_id in ids.tolist()]
-        return {name: torch.cat(parts)[order] for name, parts in self._parts.items()}
-
-    def state(self) -> dict[str, Tensor]:
-        """Return what was collected."""
-        return {name: torch.cat(parts) for name, parts in self._parts.items()}
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from a state."""
-        self._parts = {name: [value] for name, value in state.items()}
-
-    def merge(self, state: Mapping[str, Tensor]) -> None:
-        """Add rows collected elsewhere."""
-        for name, value in state.items():
-            self._parts.setdefault(name, []).append(value)
 
 
 @dataclass

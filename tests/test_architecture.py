@@ -51,6 +51,7 @@ influence.kfac_math         Kronecker factors as plain algebra
 influence.linear_layers     the linear maps inside gradients
 influence.covariances       first pass of K-FAC
 influence.eigenvalues       second pass of EK-FAC
+influence.queries           preconditioned gradients of queries
 influence.pairwise          scores of pairs, tops, self-influence
 influence.curvature         fitted curvature, and what it answers
 influence.ekfac             EK-FAC and K-FAC
