@@ -2,6 +2,24 @@
 
 from selection.alignment import AlignmentStep, cosine_alignments, mean_norm_alignments
 from selection.base import Selection
+from selection.mixtures import (
+    FixedMixture,
+    MirrorDescent,
+    MirrorState,
+    Mixture,
+    OnlineMixture,
+)
 from selection.pruning import prune
 
-__all__ = ["AlignmentStep", "Selection", "cosine_alignments", "mean_norm_alignments", "prune"]
+__all__ = [
+    "AlignmentStep",
+    "FixedMixture",
+    "MirrorDescent",
+    "MirrorState",
+    "Mixture",
+    "OnlineMixture",
+    "Selection",
+    "cosine_alignments",
+    "mean_norm_alignments",
+    "prune",
+]

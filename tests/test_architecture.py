@@ -66,6 +66,10 @@ influence                   what an example did to a prediction
 selection.base              a selection: what is kept, and why the rest is not
 selection.pruning           keep one end of a score
 selection.alignment         one step of a mixture along gradients
+selection.mixtures.base     what samplers read, and what a training loop calls
+selection.mixtures.mirror   mirror descent: how signals move weights
+selection.mixtures.recorded names, weights and history of a mixture
+selection.mixtures          how much of each domain to train on
 selection                   which examples to train on
 gradsift.figures            figures that follow the colours of a page
 gradsift.html               pages that need nothing else
