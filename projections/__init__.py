@@ -33,11 +33,13 @@ from projections.errors import (
 )
 from projections.files import read_json, replacing, write_json
 from projections.fingerprint import describe, fingerprint_model
+from projections.gaussian import Gaussian
 from projections.indexing import index_gradients, query_rows
 from projections.labels import Labels
 from projections.passes import PassSettings, run_pass
 from projections.per_example import (
     Component,
+    Formed,
     Gradient,
     OuterProducts,
     Parameter,
@@ -68,6 +70,8 @@ __all__ = [
     "DataError",
     "FaissIndex",
     "FolderCheckpoint",
+    "Formed",
+    "Gaussian",
     "Gradient",
     "GradientNorm",
     "GradientStore",

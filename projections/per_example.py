@@ -231,7 +231,33 @@ class Vectors:
         return self.values.square().sum(1)
 
 
-Term = OuterProducts | TableRows | Vectors
+@dataclass(frozen=True)
+class Formed:
+    """The gradient entry by entry, for what acts on entries one by one, such as Adam's scaling.
+
+    Args:
+        component: Any component.
+        values: The gradient of each parameter, ``n`` by its shape.
+    """
+
+    component: Component
+    values: tuple[Float[Tensor, "n ..."], ...]
+
+    def blocks(self) -> list[Float[Tensor, "n ..."]]:
+        """Return the gradient of each parameter."""
+        return list(self.values)
+
+    def pieces(self) -> Iterator[Piece]:
+        """Yield each parameter as one piece."""
+        for parameter, values in zip(self.component.parameters, self.values, strict=True):
+            yield Piece(parameter, slice(0, len(values)), 0, values.flatten(1))
+
+    def sq_norm(self) -> Float[Tensor, " n"]:
+        """Return the exact squared norm."""
+        return torch.stack([value.flatten(1).square().sum(1) for value in self.values]).sum(0)
+
+
+Term = OuterProducts | TableRows | Vectors | Formed
 
 
 @dataclass(frozen=True)

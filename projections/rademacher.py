@@ -3,22 +3,21 @@
 Letters: ``n`` examples, ``d`` parameters, ``k`` projected dimensions.
 
 The signs are drawn by Philox from the seed and the parameter's name, a block of columns
-at a time, and never stored. The most accurate of the random projections and by far the
-dearest: ``2 k d`` operations an example.
+at a time, and never stored: ``2 k d`` operations an example.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from math import sqrt
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from projections.checks import check_at_least
+from projections.dense import add_product, draw_words
 from projections.per_example import Gradient
-from projections.philox import derive_key, philox
-
-BLOCK_ENTRIES = 1 << 24  # entries of the matrix drawn at a time: 64 MB in float32
+from projections.philox import derive_key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,21 +62,18 @@ class Rademacher:
             gradient: The gradient of one component.
             out: Where to add it.
         """
-        width = max(1, BLOCK_ENTRIES // self.num_dims)
-        for name, values in gradient.materialize().items():
-            flat = values.flatten(1).to(out.dtype)
-            for start in range(0, flat.shape[1], width):
-                block = flat[:, start : start + width]
-                signs = self._signs(name, start, block.shape[1], out)
-                out.addmm_(block, signs, alpha=1 / sqrt(self.num_dims))
+        add_product(gradient, out, self._signs, scale=1 / sqrt(self.num_dims))
 
-    def _signs(self, name: str, start: int, width: int, like: Tensor) -> Float[Tensor, "width k"]:
+    def _signs(self, name: str, columns: Int[Tensor, " c"]) -> Float[Tensor, "c k"]:
         """Draw the signs of some columns, transposed."""
-        num_words = -(-self.num_dims // 128)
-        columns = torch.arange(start, start + width, device=like.device)
-        low = columns.repeat_interleave(num_words)
-        high = torch.arange(num_words, device=like.device).repeat(width)
-        words = philox(derive_key(self.seed, name), low, high).to(torch.int32)
-        shifts = torch.arange(32, dtype=torch.int32, device=like.device)
-        bits = (words[..., None] >> shifts).bitwise_and_(1).view(width, -1)
-        return bits[:, : self.num_dims].to(like.dtype).mul_(2).sub_(1)
+        words = draw_words(derive_key(self.seed, name), columns, -(-self.num_dims // 128))
+        numbers = words.view(torch.uint8).int().flatten()
+        signs = _signs_of_bytes(str(columns.device)).index_select(0, numbers)
+        return signs.view(len(columns), -1)[:, : self.num_dims]
+
+
+@cache
+def _signs_of_bytes(device: str) -> Float[Tensor, "256 8"]:
+    """Return the signs that the bits of each byte stand for, the lowest bit first."""
+    bits = torch.arange(256)[:, None] >> torch.arange(8)
+    return ((bits & 1) * 2 - 1).float().to(device)

@@ -12,6 +12,8 @@ from torch import Tensor
 from projections import (
     SJLT,
     Component,
+    Formed,
+    Gaussian,
     Gradient,
     OuterProducts,
     Parameter,
@@ -35,6 +37,15 @@ class Row:
     variance: Callable[[Tensor, Tensor, int], float]
 
 
+KURTOSIS = 2.9992  # of the normal numbers that are drawn
+
+
+def normal_variance(g: Tensor, h: Tensor, k: int) -> float:
+    """``(|g|^2 |h|^2 + <g, h>^2) / k``, and what the missing tail of the entries takes off."""
+    own = float((g * g).sum() * (h * h).sum() + (g @ h) ** 2)
+    return (own + (KURTOSIS - 3) * float((g * g * h * h).sum())) / k
+
+
 def sign_variance(num_signs: int) -> Callable[[Tensor, Tensor, int], float]:
     """``(|g|^2 |h|^2 + <g, h>^2 - 2/s sum g^2 h^2) / k``, as the docstrings say."""
 
@@ -49,6 +60,7 @@ PROJECTORS = {
     "sjlt-1": Row(lambda k, seed: SJLT(num_dims=k, seed=seed), sign_variance(1)),
     "sjlt-4": Row(lambda k, seed: SJLT(num_dims=k, num_signs=4, seed=seed), sign_variance(4)),
     "rademacher": Row(lambda k, seed: Rademacher(num_dims=k, seed=seed), sign_variance(1)),
+    "gaussian": Row(lambda k, seed: Gaussian(num_dims=k, seed=seed), normal_variance),
 }
 
 COMPONENTS = {
@@ -91,8 +103,10 @@ def select(whole: Gradient, rows: Tensor | slice) -> Gradient:
             part = OuterProducts(whole.component, term.inputs[rows], term.output_grads[rows])
         elif isinstance(term, TableRows):
             part = TableRows(whole.component, term.ids[rows], term.output_grads[rows])
-        else:
+        elif isinstance(term, Vectors):
             part = Vectors(whole.component, term.values[rows])
+        else:
+            part = Formed(whole.component, tuple(values[rows] for values in term.values))
         parts.append(part)
     return Gradient(whole.component, tuple(parts))
 
@@ -100,7 +114,10 @@ def select(whole: Gradient, rows: Tensor | slice) -> Gradient:
 def project(projector: Projector, *gradients: Gradient, dtype: torch.dtype | None = None) -> Tensor:
     """The sum of the projections of several components."""
     like = gradients[0].terms[0]
-    values = like.values if isinstance(like, Vectors) else like.output_grads
+    if isinstance(like, Formed):
+        values = like.values[0]
+    else:
+        values = like.values if isinstance(like, Vectors) else like.output_grads
     out = torch.zeros(len(values), projector.num_dims, dtype=dtype or values.dtype)
     for part in gradients:
         projector.project(part, out)

@@ -36,7 +36,9 @@ projections.columns         what a pass computes for each row
 projections.passes          one walk over a dataset
 projections.checkpoint      where a killed pass goes on
 projections.sjlt            sparse random projection
-projections.rademacher      dense random projection
+projections.dense           what dense projections share
+projections.rademacher      dense projection by random signs
+projections.gaussian        dense projection by normal numbers
 projections.store           rows of projected gradients on disk
 projections.best            the best rows so far
 projections.search          the best rows for a query

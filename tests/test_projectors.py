@@ -1,11 +1,11 @@
 """The contract of projectors: linear, unbiased with a stated variance, the same map always."""
 
 import itertools
-from statistics import fmean
+from statistics import NormalDist, fmean
 
 import pytest
 import torch
-from contracts import COMPONENTS, PROJECTORS, gradient, project, select
+from contracts import COMPONENTS, KURTOSIS, PROJECTORS, gradient, project, select
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import basis, flatten, projection_matrix
@@ -14,13 +14,16 @@ from torch import Tensor
 from projections import (
     SJLT,
     Component,
+    Formed,
+    Gaussian,
     Gradient,
     OuterProducts,
     Parameter,
     Rademacher,
     Vectors,
+    dense,
+    gaussian,
     per_example,
-    rademacher,
     sjlt,
 )
 from projections.philox import derive_key, philox
@@ -60,6 +63,17 @@ def test_factored_and_flat_gradients_have_one_projection(row, kind: str) -> None
         component = Component(name, (parameter,), "vector")
         projector.project(Gradient(component, (Vectors(component, values.flatten(1)),)), total)
     torch.testing.assert_close(project(projector, grads), total, rtol=EXACT, atol=EXACT)
+
+
+@rows
+@kinds
+def test_a_gradient_that_was_formed_has_the_same_projection(row, kind: str) -> None:
+    projector, grads = row.make(16, 3), gradient(kind, 5)
+    values = tuple(gradient(kind, 5).materialize().values())
+    formed = Gradient(grads.component, (Formed(grads.component, values),))
+    expected = project(projector, grads)
+    torch.testing.assert_close(project(projector, formed), expected, rtol=EXACT, atol=EXACT)
+    torch.testing.assert_close(formed.sq_norms, grads.sq_norms, rtol=EXACT, atol=EXACT)
 
 
 @rows
@@ -175,10 +189,13 @@ def test_a_layer_in_pieces_has_the_same_projection(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_map_drawn_in_blocks_is_the_same_map(monkeypatch: pytest.MonkeyPatch) -> None:
-    grads = gradient("linear", 5)
-    whole = project(Rademacher(num_dims=130, seed=0), grads)
-    monkeypatch.setattr(rademacher, "BLOCK_ENTRIES", 260)
-    torch.testing.assert_close(project(Rademacher(num_dims=130, seed=0), grads), whole)
+    for projector in (Rademacher(num_dims=130, seed=0), Gaussian(num_dims=10, seed=0)):
+        wholes = [project(projector, gradient(kind, 5)) for kind in COMPONENTS]
+        with monkeypatch.context() as patch:
+            patch.setattr(dense, "BLOCK_ENTRIES", {"cpu": 2 * projector.num_dims})
+            patch.setattr(dense, "DRAWN", {"cpu": 3})
+            for kind, whole in zip(COMPONENTS, wholes, strict=True):
+                torch.testing.assert_close(project(projector, gradient(kind, 5)), whole)
     component = COMPONENTS["table"]
     matrix = projection_matrix(SJLT(num_dims=8, seed=1), component)
     sjlt._maps.clear()
@@ -186,9 +203,10 @@ def test_a_map_drawn_in_blocks_is_the_same_map(monkeypatch: pytest.MonkeyPatch) 
     assert torch.equal(projection_matrix(SJLT(num_dims=8, seed=1), component), matrix)
 
 
-def test_rademacher_with_fewer_dimensions_is_its_first_rows() -> None:
-    few = projection_matrix(Rademacher(num_dims=5, seed=2), COMPONENTS["linear"]) * 5**0.5
-    many = projection_matrix(Rademacher(num_dims=200, seed=2), COMPONENTS["linear"]) * 200**0.5
+@pytest.mark.parametrize("kind", [Rademacher, Gaussian])
+def test_a_dense_map_with_fewer_dimensions_is_its_first_rows(kind) -> None:
+    few = projection_matrix(kind(num_dims=5, seed=2), COMPONENTS["linear"]) * 5**0.5
+    many = projection_matrix(kind(num_dims=200, seed=2), COMPONENTS["linear"]) * 200**0.5
     torch.testing.assert_close(few, many[:, :5])
 
 
@@ -199,6 +217,24 @@ def test_rademacher_reads_the_bits_its_docstring_names() -> None:
         words = philox(key, torch.tensor([c]), r // 128)[0]
         bit = (int(words[(r % 128) // 32]) >> (r % 32)) & 1
         assert float(matrix[c, r]) == pytest.approx((2 * bit - 1) / 150**0.5)
+
+
+def test_a_normal_entry_is_the_quantile_of_the_bits_its_docstring_names() -> None:
+    matrix = projection_matrix(Gaussian(num_dims=20, seed=2), COMPONENTS["vector"]) * 20**0.5
+    key = derive_key(2, "norm.weight")
+    for r, c in [(0, 0), (1, 1), (2, 2), (7, 3), (8, 4), (19, 6)]:
+        words = philox(key, torch.tensor([c]), r // 8)[0]
+        level = (int(words[r % 8 // 2]) >> 16 * (r % 2)) & 0xFFFF
+        expected = NormalDist().inv_cdf((level + 0.5) / 65536)
+        assert float(matrix[c, r]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_normal_entries_have_the_moments_of_their_docstring() -> None:
+    entries = gaussian._quantiles("cpu").double()
+    assert float(entries.mean()) == pytest.approx(0, abs=1e-8)
+    assert float(entries.square().mean()) == pytest.approx(1, abs=1e-7)
+    assert float(entries.pow(4).mean()) == pytest.approx(KURTOSIS, abs=1e-4)
+    assert float(entries.max()) == pytest.approx(4.3, abs=0.05)
 
 
 @pytest.mark.parametrize("num_signs", [1, 4])
@@ -259,8 +295,9 @@ def test_philox_equals_arithmetic_in_whole_numbers(
         (lambda: SJLT(num_dims=0, seed=0), r"`num_dims` must be in \[1, 1073741824\]\. Got 0\."),
         (lambda: SJLT(num_dims=8, num_signs=0, seed=0), r"`num_signs` must be at least 1\. Got 0"),
         (lambda: Rademacher(num_dims=-1, seed=0), r"`num_dims` must be at least 1\. Got -1\."),
+        (lambda: Gaussian(num_dims=0, seed=0), r"`num_dims` must be at least 1\. Got 0\."),
     ],
-    ids=["sjlt-dims", "sjlt-signs", "rademacher-dims"],
+    ids=["sjlt-dims", "sjlt-signs", "rademacher-dims", "gaussian-dims"],
 )
 def test_the_message_names_the_argument_the_bound_and_the_value(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
