@@ -2,6 +2,27 @@
 
 from selection.alignment import AlignmentStep, cosine_alignments, mean_norm_alignments
 from selection.base import Selection
+from selection.example_losses import (
+    causal_losses,
+    causal_token_losses,
+    classification_losses,
+    regression_losses,
+    token_losses,
+)
+from selection.group_dro import GroupDRO
+from selection.history import History
+from selection.loss_curves import (
+    FencedRange,
+    QuantileRange,
+    extremes,
+    full_range,
+    kl_dro,
+    linupper,
+    quadratic,
+    uniform,
+    upper,
+)
+from selection.loss_weights import ExampleWeights, LossReweighter
 from selection.mixtures import (
     FixedMixture,
     MirrorDescent,
@@ -10,16 +31,46 @@ from selection.mixtures import (
     OnlineMixture,
 )
 from selection.pruning import prune
+from selection.reweighting import Reweighting
+from selection.temperatures import (
+    ConstantTemperature,
+    CosineTemperature,
+    EffectiveSampleSize,
+    StepTemperature,
+)
 
 __all__ = [
     "AlignmentStep",
+    "ConstantTemperature",
+    "CosineTemperature",
+    "EffectiveSampleSize",
+    "ExampleWeights",
+    "FencedRange",
     "FixedMixture",
+    "GroupDRO",
+    "History",
+    "LossReweighter",
     "MirrorDescent",
     "MirrorState",
     "Mixture",
     "OnlineMixture",
+    "QuantileRange",
+    "Reweighting",
     "Selection",
+    "StepTemperature",
+    "causal_losses",
+    "causal_token_losses",
+    "classification_losses",
     "cosine_alignments",
+    "extremes",
+    "full_range",
+    "kl_dro",
+    "linupper",
     "mean_norm_alignments",
     "prune",
+    "quadratic",
+    "regression_losses",
+    "token_losses",
+    "uniform",
+    "upper",
 ]

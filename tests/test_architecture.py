@@ -72,6 +72,14 @@ selection.mixtures.base     what samplers read, and what a training loop calls
 selection.mixtures.mirror   mirror descent: how signals move weights
 selection.mixtures.recorded names, weights and history of a mixture
 selection.mixtures          how much of each domain to train on
+selection.history           what happened to weights over a run
+selection.ranks             what all ranks of a run share
+selection.example_losses    losses of examples and tokens from a model's output
+selection.loss_curves       which losses deserve weight
+selection.temperatures      how strongly, and how that changes over a run
+selection.loss_weights      weights of examples from their losses
+selection.reweighting       the same in a running training
+selection.group_dro         weights of groups by their losses
 selection                   which examples to train on
 gradsift.figures            figures that follow the colours of a page
 gradsift.html               pages that need nothing else
