@@ -62,7 +62,7 @@ class LossReweighter:
     Example:
         >>> reweighter = LossReweighter(curve=linupper, temperature=1.0)
         >>> reweighter.weights(torch.arange(5.0)).values
-        tensor([0.0930, 0.1533, 0.2512, 0.2512, 0.2512])
+        tensor([0.0926, 0.1526, 0.2516, 0.2516, 0.2516])
 
     References:
         Sow et al., Dynamic loss-based sample reweighting for improved large language model

@@ -40,7 +40,7 @@ class Reweighting:
         >>> losses = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0], requires_grad=True)
         >>> reweighting(losses).backward()
         >>> losses.grad
-        tensor([0.0930, 0.1533, 0.2512, 0.2512, 0.2512])
+        tensor([0.0926, 0.1526, 0.2516, 0.2516, 0.2516])
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Reweighting:
         self.record_every = record_every
         self.step = 0
         self.history = History()
-        self.last: ExampleWeights | None = None
+        self._last: ExampleWeights | None = None
 
     def __call__(
         self, losses: Float[Tensor, "*n"], counted: Bool[Tensor, "*n"] | None = None
@@ -110,6 +110,17 @@ class Reweighting:
         kept = torch.where(weights > 0, losses, torch.zeros_like(losses))
         return (kept * weights.to(losses.device)).sum() * num_ranks(self.group)
 
+    @property
+    def last(self) -> ExampleWeights:
+        """The weights of the last step, of all micro-batches and ranks.
+
+        Raises:
+            ValueError: There was no step yet.
+        """
+        if self._last is None:
+            raise ValueError("weights are known after the first step. There was none yet.")
+        return self._last
+
     def state_dict(self) -> dict[str, Any]:
         """Return the step and the history, as plain values that JSON keeps."""
         return {"step": self.step, "history": self.history.state()}
@@ -142,5 +153,5 @@ class Reweighting:
                 len(found.excluded),
                 places,
             )
-        self.last = found
+        self._last = found
         self.step += 1

@@ -28,7 +28,8 @@ def losses_of(model: nn.Module, rows: slice) -> Tensor:
 
 
 def gradient(model: nn.Module) -> Tensor:
-    return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+    grads = [parameter.grad for parameter in model.parameters()]
+    return torch.cat([grad.flatten() for grad in grads if grad is not None])
 
 
 def step(model: nn.Module, rows: slice) -> dict[str, Tensor]:
