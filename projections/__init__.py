@@ -52,12 +52,15 @@ from projections.records import read_dataset, write_dataset
 from projections.scores import Scores, read_parquet
 from projections.search import FaissIndex, SearchIndex
 from projections.sjlt import SJLT
+from projections.srht import SRHT
 from projections.store import GradientStore, StoreWriter
 from projections.task import QueryTask, Task, to_device
 from projections.tasks import CausalLM, Classification, Regression, SequenceClassification
+from projections.tensorsketch import TensorSketch
 
 __all__ = [
     "SJLT",
+    "SRHT",
     "Accumulator",
     "Batch",
     "BestRows",
@@ -99,6 +102,7 @@ __all__ = [
     "Table",
     "TableRows",
     "Task",
+    "TensorSketch",
     "TopK",
     "UnsupportedLayerError",
     "Vectors",

@@ -94,7 +94,7 @@ def normal_entries(
     words = draw_words(derive_key(seed, name), columns, -(-num_rows // 8))
     levels = words.view(torch.int16).int().bitwise_and_(LEVELS - 1).flatten()
     entries = _quantiles(str(columns.device)).index_select(0, levels)
-    return entries.view(len(columns), -1)[:, :num_rows]
+    return entries.view(len(words), 2 * words.shape[1])[:, :num_rows]
 
 
 @cache

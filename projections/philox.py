@@ -54,3 +54,17 @@ def philox(key: Key, *counter: Int[Tensor, "..."] | int) -> Int[Tensor, "... 4"]
         c3 = p0 & MASK
         k0, k1 = (k0 + WEYL[0]) & MASK, (k1 + WEYL[1]) & MASK
     return torch.stack([c0, c1, c2, c3], dim=-1)
+
+
+def distinct(values: Int[Tensor, "..."]) -> tuple[Int[Tensor, " u"], Int[Tensor, "..."]]:
+    """Return what occurs, to draw for each only once, and where each value stands in that.
+
+    On a CPU. A GPU would be waited for, and draws faster than it can be asked: there all
+    values are returned as they are.
+
+    Args:
+        values: Whole numbers.
+    """
+    if values.device.type == "cpu":
+        return values.unique(return_inverse=True)
+    return values.flatten(), torch.arange(values.numel(), device=values.device).view(values.shape)

@@ -66,10 +66,24 @@ class Rademacher:
 
     def _signs(self, name: str, columns: Int[Tensor, " c"]) -> Float[Tensor, "c k"]:
         """Draw the signs of some columns, transposed."""
-        words = draw_words(derive_key(self.seed, name), columns, -(-self.num_dims // 128))
-        numbers = words.view(torch.uint8).int().flatten()
-        signs = _signs_of_bytes(str(columns.device)).index_select(0, numbers)
-        return signs.view(len(columns), -1)[:, : self.num_dims]
+        return sign_entries(self.seed, name, columns, self.num_dims)
+
+
+def sign_entries(
+    seed: int, name: str, columns: Int[Tensor, " c"], num_rows: int
+) -> Float[Tensor, "c k"]:
+    """Return some columns, transposed, of the matrix of signs called ``name``.
+
+    Args:
+        seed: Seed of the map.
+        name: Name of the matrix.
+        columns: Which columns.
+        num_rows: Number of rows of the matrix.
+    """
+    words = draw_words(derive_key(seed, name), columns, -(-num_rows // 128))
+    numbers = words.view(torch.uint8).int().flatten()
+    signs = _signs_of_bytes(str(columns.device)).index_select(0, numbers)
+    return signs.view(len(words), 32 * words.shape[1])[:, :num_rows]
 
 
 @cache

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from projections.checks import check_at_least, check_between
 from projections.per_example import Gradient, Parameter, Piece, TableRows
-from projections.philox import derive_key, philox
+from projections.philox import derive_key, distinct, philox
 
 DRAWN = 1 << 18  # coordinates drawn at a time, a multiple of 4; 2 MB for each intermediate
 CACHED_ENTRIES = 1 << 29  # entries of maps kept between batches, 4 bytes each
@@ -94,7 +94,7 @@ class SJLT:
     def _add_rows(self, term: TableRows, signed: Float[Tensor, "n b"]) -> None:
         """Add the entries of the rows of a table that were looked up."""
         (table,) = term.component.parameters
-        rows, places = term.ids.unique(return_inverse=True)
+        rows, places = distinct(term.ids)
         for repeat in range(self.num_signs):
             bins = self._row_bins(table, repeat, rows)[places].flatten(1)
             signed.scatter_add_(1, bins, term.output_grads.flatten(1).to(signed.dtype))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from projections import (
     SJLT,
+    SRHT,
     Component,
     Formed,
     Gaussian,
@@ -20,6 +21,7 @@ from projections import (
     Projector,
     Rademacher,
     TableRows,
+    TensorSketch,
     Vectors,
 )
 
@@ -31,10 +33,13 @@ class Row:
     Args:
         make: From a number of dimensions and a seed to the projector.
         variance: Of ``<Pg, Ph>`` for two vectors and a number of dimensions.
+        matrix_variance: The same for two matrices, where a matrix is not mapped like the
+            vector of its entries.
     """
 
     make: Callable[[int, int], Projector]
     variance: Callable[[Tensor, Tensor, int], float]
+    matrix_variance: Callable[[Tensor, Tensor, int], float] | None = None
 
 
 KURTOSIS = 2.9992  # of the normal numbers that are drawn
@@ -44,6 +49,23 @@ def normal_variance(g: Tensor, h: Tensor, k: int) -> float:
     """``(|g|^2 |h|^2 + <g, h>^2) / k``, and what the missing tail of the entries takes off."""
     own = float((g * g).sum() * (h * h).sum() + (g @ h) ** 2)
     return (own + (KURTOSIS - 3) * float((g * g * h * h).sum())) / k
+
+
+def hadamard_variance(g: Tensor, h: Tensor, k: int) -> float:
+    """As the docstring says: pairs of blocks as under signs, a block alone if rows are left out."""
+    size = 1 << (k - 1).bit_length()
+    pairs = list(zip(g.split(size), h.split(size), strict=True))
+    norms = float(
+        sum(
+            (a @ a) * (b @ b)
+            for i, (a, _) in enumerate(pairs)
+            for j, (_, b) in enumerate(pairs)
+            if i != j
+        )
+    )
+    dots = float((g @ h) ** 2 - sum((a @ b) ** 2 for a, b in pairs))
+    own = sum(sign_variance(1)(a, b, 1) for a, b in pairs)
+    return (norms + dots + (size - k) / (size - 1) * own) / k
 
 
 def sign_variance(num_signs: int) -> Callable[[Tensor, Tensor, int], float]:
@@ -56,10 +78,45 @@ def sign_variance(num_signs: int) -> Callable[[Tensor, Tensor, int], float]:
     return variance
 
 
+def tensor_variance(g: Tensor, h: Tensor, k: int) -> float:
+    """As the docstring of `TensorSketch` says."""
+    columns, rows = g.T @ h, g @ h.T
+
+    def off(matrix: Tensor) -> Tensor:
+        return matrix - torch.diag(torch.diag(matrix))
+
+    one_side = sum((off(m) * (off(m) + off(m).T)).sum() for m in (columns, rows))
+
+    def pairs(*factors: Tensor) -> Tensor:
+        """Sum over r != r', c != c' of the product of four factors."""
+        total = torch.zeros(len(g), len(g), g.shape[1], g.shape[1], dtype=g.dtype) + 1
+        for factor in factors:
+            total = total * factor
+        total[range(len(g)), range(len(g))] = 0
+        total[:, :, range(g.shape[1]), range(g.shape[1])] = 0
+        return total.sum()
+
+    def at(matrix: Tensor, row: int, column: int) -> Tensor:
+        """Entry (r or r', c or c') on the axes r r' c c'."""
+        shape = [1, 1, 1, 1]
+        shape[row], shape[2 + column] = matrix.shape
+        return matrix.reshape(shape)
+
+    both = pairs(at(g, 0, 0) ** 2, at(h, 1, 1) ** 2)
+    both = both + pairs(at(g, 0, 0), at(h, 0, 0), at(g, 1, 1), at(h, 1, 1))
+    crossed = pairs(at(g, 0, 0), at(h, 1, 1), at(g, 0, 1), at(h, 1, 0))
+    crossed = crossed + pairs(at(g, 0, 0), at(h, 1, 1), at(g, 1, 0), at(h, 0, 1))
+    return float((one_side + both) / k + (1 + (k % 2 == 0)) / k**2 * crossed)
+
+
 PROJECTORS = {
     "sjlt-1": Row(lambda k, seed: SJLT(num_dims=k, seed=seed), sign_variance(1)),
     "sjlt-4": Row(lambda k, seed: SJLT(num_dims=k, num_signs=4, seed=seed), sign_variance(4)),
     "rademacher": Row(lambda k, seed: Rademacher(num_dims=k, seed=seed), sign_variance(1)),
+    "srht": Row(lambda k, seed: SRHT(num_dims=k, seed=seed), hadamard_variance),
+    "tensorsketch": Row(
+        lambda k, seed: TensorSketch(num_dims=k, seed=seed), sign_variance(1), tensor_variance
+    ),
     "gaussian": Row(lambda k, seed: Gaussian(num_dims=k, seed=seed), normal_variance),
 }
 

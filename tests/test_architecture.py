@@ -36,8 +36,11 @@ projections.columns         what a pass computes for each row
 projections.passes          one walk over a dataset
 projections.checkpoint      where a killed pass goes on
 projections.sjlt            sparse random projection
+projections.tensorsketch    sparse projection of rows times columns
 projections.dense           what dense projections share
 projections.rademacher      dense projection by random signs
+projections.hadamard        the Walsh-Hadamard transform
+projections.srht            Hadamard matrices between random signs
 projections.gaussian        dense projection by normal numbers
 projections.store           rows of projected gradients on disk
 projections.best            the best rows so far

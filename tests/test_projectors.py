@@ -20,11 +20,13 @@ from projections import (
     OuterProducts,
     Parameter,
     Rademacher,
+    TensorSketch,
     Vectors,
     dense,
     gaussian,
     per_example,
     sjlt,
+    tensorsketch,
 )
 from projections.philox import derive_key, philox
 
@@ -55,6 +57,8 @@ def test_a_projection_is_its_matrix_times_the_materialised_gradient(row, kind: s
 @rows
 @kinds
 def test_factored_and_flat_gradients_have_one_projection(row, kind: str) -> None:
+    if row.matrix_variance is not None:
+        pytest.skip("maps a matrix by its rows and columns")
     projector, grads = row.make(16, 3), gradient(kind, 5)
     total = torch.zeros(5, 16, dtype=torch.float64)
     for name, values in gradient(kind, 5).materialize().items():
@@ -152,19 +156,45 @@ def test_an_empty_batch_and_one_example_are_batches(row, num: int) -> None:
 
 
 @rows
-def test_inner_products_are_unbiased_with_the_stated_variance(row) -> None:
+@pytest.mark.parametrize("k", [6, 8])
+def test_inner_products_are_unbiased_with_the_stated_variance(row, k: int) -> None:
     generator = torch.Generator().manual_seed(5)
-    g = torch.randn(7, generator=generator, dtype=torch.float64)
-    h = g + torch.randn(7, generator=generator, dtype=torch.float64)
-    component, k = COMPONENTS["vector"], 8
+    g = torch.randn(23, generator=generator, dtype=torch.float64)
+    h = g + torch.randn(23, generator=generator, dtype=torch.float64)
+    component = Component("long", (Parameter("long", (23,)),), "vector")
     pair = Gradient(component, (Vectors(component, torch.stack([g, h])),))
+    check_moments(row, pair, float(g @ h), row.variance(g, h, k), k)
+
+
+structured = [name for name, row in PROJECTORS.items() if row.matrix_variance is not None]
+
+
+@pytest.mark.parametrize("name", structured)
+@pytest.mark.parametrize("k", [6, 8, 9])
+@pytest.mark.parametrize("positions", [1, 3])
+def test_inner_products_of_matrices_are_unbiased_with_the_stated_variance(
+    name: str, k: int, positions: int
+) -> None:
+    row, generator = PROJECTORS[name], torch.Generator().manual_seed(5)
+    inputs = torch.randn(2, positions, 5, generator=generator, dtype=torch.float64)
+    grads = torch.randn(2, positions, 4, generator=generator, dtype=torch.float64)
+    inputs[1] += inputs[0]
+    grads[1] += grads[0]
+    component = Component("fc", (Parameter("fc.weight", (4, 5)),))
+    g, h = grads.mT @ inputs
+    pair = Gradient(component, (OuterProducts(component, inputs, grads),))
+    check_moments(row, pair, float((g * h).sum()), row.matrix_variance(g, h, k), k)
+
+
+def check_moments(row, pair: Gradient, product: float, variance: float, k: int) -> None:
+    """Mean and variance over seeds of the inner product of a pair are what they should be."""
     sketches = [project(row.make(k, seed), pair) for seed in range(NUM_SEEDS)]
     products = torch.tensor([float(sketch[0] @ sketch[1]) for sketch in sketches])
     error = float(products.std()) / NUM_SEEDS**0.5
-    assert abs(float(products.mean()) - float(g @ h)) < STANDARD_ERRORS * error
-    squares = (products - float(g @ h)) ** 2
+    assert abs(float(products.mean()) - product) < STANDARD_ERRORS * error
+    squares = (products - product) ** 2
     error = float(squares.std()) / NUM_SEEDS**0.5
-    assert abs(float(squares.mean()) - row.variance(g, h, k)) < STANDARD_ERRORS * error
+    assert abs(float(squares.mean()) - variance) < STANDARD_ERRORS * error
 
 
 @rows
@@ -186,6 +216,33 @@ def test_a_layer_in_pieces_has_the_same_projection(monkeypatch: pytest.MonkeyPat
         torch.testing.assert_close(project(SJLT(num_dims=16, seed=0), fresh), whole)
         expected = flatten(gradient("linear", 5)).square().sum(1)
         torch.testing.assert_close(fresh.sq_norms, expected, rtol=EXACT, atol=EXACT)
+
+
+@pytest.mark.parametrize("num_dims", [1, 2, 15, 16])
+@pytest.mark.parametrize("kind", ["linear", "tied"])
+def test_a_tensor_sketch_is_the_same_through_the_fourier_domain(
+    kind: str, num_dims: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    projector = TensorSketch(num_dims=num_dims, seed=3)
+    formed = project(projector, gradient(kind, 5))
+    monkeypatch.setattr(tensorsketch, "FOURIER", 0)
+    for entries in (1 << 22, 1):  # at once, and position by position
+        monkeypatch.setattr(tensorsketch, "CHUNK_ENTRIES", entries)
+        found = project(projector, gradient(kind, 5))
+        torch.testing.assert_close(found, formed, rtol=EXACT, atol=EXACT)
+
+
+def test_a_tensor_sketch_forms_a_gradient_only_where_that_is_cheaper() -> None:
+    projector = TensorSketch(num_dims=256, seed=0)
+
+    def term(size: int, positions: int) -> OuterProducts:
+        component = Component("fc", (Parameter("fc.weight", (size, size)),))
+        factors = torch.zeros(2, positions, size), torch.zeros(2, positions, size)
+        return OuterProducts(component, *factors)
+
+    assert projector.forms(term(64, 128))
+    assert not projector.forms(term(512, 128))
+    assert not projector.forms(term(64, 1))
 
 
 def test_a_map_drawn_in_blocks_is_the_same_map(monkeypatch: pytest.MonkeyPatch) -> None:
