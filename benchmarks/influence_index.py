@@ -1,162 +1,356 @@
-"""The influence index against retraining: LDS of EK-FAC, of the index, and of its dampings.
+"""The influence index against retraining: LDS, recall, bytes and milliseconds.
 
-    python benchmarks/influence_index.py                      # digits of scikit-learn, minutes
-    python benchmarks/influence_index.py --data mnist.npz     # the set-up of the issue, longer
+    python benchmarks/influence_index.py                            # three set-ups, minutes
+    python benchmarks/influence_index.py --data mnist.npz --problems mnist
 
-One perceptron is trained on all examples, and one hundred on random halves (mean of three
-seeds, all trained as one batched computation). LDS is the mean over queries of the rank
-correlation between summed scores and the retrained models' negative losses; the error is
-the standard error over queries. "x floor" is a multiple of the noise floor, the trace of the
-Gram matrix over the number of examples, which is the default damping.
+One model is trained on all examples, and one hundred on random halves, each with several
+seeds (`retrained.py`). LDS is the mean over queries of the rank correlation between summed
+scores and the retrained models' negative losses; its error is the standard error over
+queries. Every metric is swept over its damping: a Gram matrix from a tenth of its noise
+floor (its trace over the number of examples, the default) to ten times that, eigenvalues
+from a tenth to ten times the mean of their layer. Recall is of the ten best by full EK-FAC
+at 1 x the layer mean, among the first 10, 100 and 300 of a method.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from measuring import options, publish, table
-from retraining import Recipe, losses_of_many, one_model, train_many
-from sklearn.datasets import load_digits
+from retrained import PROBLEMS, Retrained, mnist, quick, retrain
 from torch import Tensor
 
 from influence import (
     EKFAC,
     AbsoluteDamping,
+    Damping,
     FittedCurvature,
     RelativeDamping,
     build_index,
-    linear_datamodeling_score,
+    choose_coordinates,
+    noise_floor,
     recipe_damping,
 )
-from projections import Classification, PassSettings
+from influence.eigen_index import RowGram, Whitening
+from influence.linear_layers import linear_uses
+from projections import (
+    SJLT,
+    Gradient,
+    Labels,
+    PassSettings,
+    Projector,
+    QueryTask,
+    Sketch,
+    fingerprint_model,
+    run_pass,
+)
 
-READING = PassSettings(batch_size=256)
+READING = PassSettings(batch_size=256, max_tokens=8192, kinds=("linear",))
 MULTIPLES = (0.1, 0.3, 1.0, 3.0, 10.0)
+LISTS = (10, 100, 300)
+SEEDS = {"convolutional": 6, "language": 2}  # models a half; three if not said
+WIDEST_SWEPT = 8192  # beyond, a Cholesky factor a damping takes minutes
+HEAD = ["method", "numbers", "LDS at the default", "best LDS of the sweep", "at", "recall", "bytes"]
 
 
 @dataclass(frozen=True)
-class Setup:
-    """Data, recipe, and what retraining did."""
+class Measured:
+    """Scores of one method under the dampings of its sweep.
 
-    train: tuple[Tensor, Tensor]
-    queries: tuple[Tensor, Tensor]
-    recipe: Recipe
-    masks: np.ndarray
-    losses: np.ndarray
-    task: Classification
+    Args:
+        method: Its name.
+        numbers: Numbers kept of an example, or "all".
+        scores: By the name of the damping; the default is called so.
+        bytes_each: Bytes kept of an example.
+    """
 
-    def lds(self, scores: np.ndarray) -> str:
-        found = linear_datamodeling_score(self.masks, scores, self.losses)
-        return f"{found.mean:.3f} ± {found.standard_error:.3f}"
-
-    def rows(self, part: tuple[Tensor, Tensor]) -> list[tuple[Tensor, int]]:
-        return list(zip(part[0], part[1].tolist(), strict=True))
+    method: str
+    numbers: str
+    scores: Mapping[str, np.ndarray]
+    bytes_each: int | None = None
 
 
-def read_data(path: Path | None) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor], Recipe]:
-    """Return training set, queries and recipe."""
-    if path is None:
-        images, labels = load_digits(return_X_y=True)
-        inputs, targets = torch.tensor(images / 16, dtype=torch.float32), torch.tensor(labels)
-        order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(5))
-        a, b = order[:1200], order[1200:1500]
-        recipe = Recipe(widths=(64, 64, 32, 10), learning_rate=0.02, epochs=40)
-        return (inputs[a], targets[a]), (inputs[b], targets[b]), recipe
-    files = np.load(path)
-    parts = []
-    for part, count in (("train", 5000), ("test", 500)):
-        flat = torch.from_numpy(files[f"x_{part}"][:count].reshape(count, -1)).float() / 255
-        parts.append((flat, torch.from_numpy(files[f"y_{part}"][:count]).long()))
-    return parts[0], parts[1], Recipe()
+@dataclass(frozen=True)
+class Whitened:
+    """A projector of gradients that the curvature has whitened, to show that it fails.
+
+    Args:
+        inner: What projects the whitened gradients.
+        fitted: The curvature.
+    """
+
+    inner: SJLT
+    fitted: FittedCurvature
+    num_dims: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "num_dims", self.inner.num_dims)
+
+    def project(self, gradient: Gradient, out: Tensor) -> None:
+        for number, use in enumerate(linear_uses(gradient)):
+            layer = self.fitted.layers[use.name]
+            scale = self.fitted.inverses[use.name].sqrt()
+            rotated = layer.left.into(layer.right.into(use.gradient).mT).mT * scale
+            generator = torch.Generator().manual_seed(hash_of(use.name) + number)
+            signs = torch.randint(2, rotated.shape[1:], generator=generator) * 2 - 1
+            slots = torch.randint(self.num_dims, rotated.shape[1:], generator=generator)
+            out.index_add_(1, slots.flatten(), (rotated * signs).flatten(1))
+
+    def describe(self) -> dict[str, object]:
+        return {"kind": "Whitened", "inner": self.inner.describe()}
 
 
-def retrain(path: Path | None, num_subsets: int, num_seeds: int, epochs: int | None) -> Setup:
-    """Train the model and those on halves."""
-    train, queries, recipe = read_data(path)
-    if epochs is not None:
-        recipe = Recipe(recipe.widths, recipe.learning_rate, epochs=epochs)
-    size = len(train[0])
-    generator = torch.Generator().manual_seed(123)
-    subsets = [torch.randperm(size, generator=generator)[: size // 2] for _ in range(num_subsets)]
-    masks = np.zeros((num_subsets, size), dtype=np.int8)
-    for row, subset in enumerate(subsets):
-        masks[row, subset.numpy()] = 1
-    losses = [
-        losses_of_many(train_many(*train, subsets, recipe, seed=100 + seed), *queries).numpy()
-        for seed in range(num_seeds)
-    ]
-    model = one_model(train_many(*train, [torch.arange(size)], recipe, seed=0), recipe)
-    return Setup(train, queries, recipe, masks, np.mean(losses, 0), Classification(model))
+def hash_of(name: str) -> int:
+    """Return a number that is the same in every process."""
+    return int.from_bytes(name.encode()[-6:], "big")
 
 
-def full_rows(setup: Setup, fitted: FittedCurvature) -> Iterator[list[str]]:
-    """Yield a row for each damping of full EK-FAC."""
-    steps = len(setup.train[0]) // setup.recipe.batch_size * setup.recipe.epochs
-    recipe = recipe_damping(
-        learning_rate=setup.recipe.learning_rate, momentum=setup.recipe.momentum, num_steps=steps
-    )
-    dampings = {f"{m:g} x layer mean": RelativeDamping(m) for m in (0.1, 1.0, 3.0, 10.0)}
-    dampings[f"recipe, {recipe.value:.2g}"] = recipe
-    train, queries = setup.rows(setup.train), setup.rows(setup.queries)
-    for name, damping in dampings.items():
+@dataclass(frozen=True)
+class Bench:
+    """A retrained problem, and what all methods on it share."""
+
+    retrained: Retrained
+
+    @cached_property
+    def fitted(self) -> FittedCurvature:
+        """EK-FAC, with the exact expectation over labels where there are few."""
+        task = self.retrained.task
+        return EKFAC(seed=0, fisher="auto").fit(task, self.retrained.train, settings=READING)
+
+    @cached_property
+    def exact(self) -> np.ndarray:
+        """Scores of full EK-FAC at 1 x the layer mean, which recall is counted against."""
+        return self.full(self.fitted, RelativeDamping(1.0))
+
+    def full(self, fitted: FittedCurvature, damping: Damping) -> np.ndarray:
+        """Return scores of a full curvature."""
+        found = self.retrained
         chosen = fitted.with_damping(damping)
-        scores = chosen.scores(setup.task, queries, train, settings=READING).values
-        yield ["full EK-FAC", "all", name, setup.lds(scores)]
+        return chosen.scores(found.task, found.queries, found.train, settings=READING).values
+
+    def rows(self, projector: Projector) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows of the examples and of the queries."""
+        found = self.retrained
+        columns = [Sketch(projector)]
+        parts = []
+        for task, data in ((found.task, found.train), (QueryTask(found.task), found.queries)):
+            done = run_pass(task, data, columns, settings=READING)
+            parts.append(done.columns["sketch"][np.argsort(done.ids)])
+        return parts[0], parts[1]
+
+    def gram(self, projector: Projector) -> np.ndarray:
+        """Return the exact expectation of the Gram matrix over labels."""
+        accumulator = RowGram(projector)
+        run_pass(
+            self.retrained.task,
+            self.retrained.train,
+            accumulators=[accumulator],
+            labels=Labels(kind="exact"),
+            settings=READING,
+        )
+        return accumulator.mean.numpy()
+
+    def by_gram(
+        self, method: str, projector: Projector, *, exact: bool | None = None
+    ) -> Iterator[Measured]:
+        """Yield a projector with its Gram matrix from the data's and from exact labels."""
+        train, queries = self.rows(projector)
+        kinds = {"data's labels": train.T @ train / len(train)}
+        if self.few_labels and exact is not False:
+            kinds["exact labels"] = self.gram(projector)
+        swept = MULTIPLES if projector.num_dims <= WIDEST_SWEPT else (1.0,)
+        for name, gram in kinds.items():
+            floor = noise_floor(float(np.trace(gram)), len(train)).value
+            scores = {}
+            for multiple in swept:
+                whitening = Whitening(torch.from_numpy(gram), floor * multiple)
+                asked = whitening.apply(torch.from_numpy(queries)).numpy()
+                label = "default" if multiple == 1 else f"{multiple:g} x floor"
+                scores[label] = asked @ train.T
+            yield Measured(
+                f"{method}, Gram of {name}", f"{projector.num_dims:,}", scores, train[0].nbytes
+            )
+
+    @property
+    def few_labels(self) -> bool:
+        """Whether the exact expectation over labels is within reach."""
+        return self.retrained.task.num_labels is not None
 
 
-def index_rows(setup: Setup, fitted: FittedCurvature, num_dims: int) -> Iterator[list[str]]:
-    """Yield rows for one number of dimensions."""
-    train, queries = setup.rows(setup.train), setup.rows(setup.queries)
-    kinds = {"joint Gram, exact labels": "exact", "joint Gram, data's labels": "empirical"}
-    for name, gram in {**kinds, "eigenvalues": None}.items():
-        for dtype in ("float32", "int8") if gram == "exact" else ("float32",):
-            with TemporaryDirectory() as folder:
-                index = build_index(
-                    fitted,
-                    setup.task,
-                    train,
-                    num_dims=num_dims,
-                    path=folder,
-                    gram=gram,
-                    row_dtype=dtype,
-                    settings=READING,
-                )
-                rows = index.store.rows(range(len(index)))
-                chosen = (1.0,) if dtype == "int8" else MULTIPLES
-                for multiple in chosen:
-                    moved = index.with_damping(index.damping * multiple)
-                    asked = moved.query_rows(setup.task, queries, settings=READING)
-                    unit = "floor" if gram else "default"
-                    label = f"{multiple:g} x {unit}" + (" (default)" if multiple == 1 else "")
-                    yield [
-                        f"index, {name}, {dtype}",
-                        str(num_dims),
-                        label,
-                        setup.lds(asked @ rows.T),
-                    ]
+def baselines(bench: Bench) -> Iterator[Measured]:
+    """Yield what needs no curvature, and full EK-FAC."""
+    dot = bench.full(bench.fitted, AbsoluteDamping(1e9)) * 1e9
+    yield Measured("gradient dot product", "all", {"default": dot})
+    found = bench.retrained
+    ones = bench.fitted.with_damping(AbsoluteDamping(1e9))
+    own = ones.self_influence(found.task, found.train, settings=READING).values * 1e9
+    yield Measured("gradient cosine", "all", {"default": dot / np.sqrt(own)})
+    norms = np.broadcast_to(np.sqrt(own), dot.shape)
+    yield Measured("gradient norm, blind to the query", "1", {"default": norms}, 4)
+    recipe = found.problem.recipe
+    rule = recipe_damping(
+        learning_rate=recipe.learning_rate,
+        momentum=recipe.momentum,
+        num_steps=recipe.num_steps(len(found.train)),
+    )
+    fits = {"auto" if bench.few_labels else "sampled labels": bench.fitted}
+    fits["data's labels"] = EKFAC(seed=0, fisher="empirical").fit(
+        found.task, found.train, settings=READING
+    )
+    for name, fitted in fits.items():
+        label = "exact labels" if name == "auto" else name
+        dampings: dict[str, Damping] = {"default": RelativeDamping(0.1)}
+        dampings |= {f"{m:g} x mean": RelativeDamping(m) for m in (1.0, 3.0, 10.0)}
+        if recipe.optimizer == "sgd":
+            dampings["recipe"] = rule
+        scores = {key: bench.full(fitted, damping) for key, damping in dampings.items()}
+        yield Measured(f"full EK-FAC, {label}", "all", scores)
+
+
+def indexes(bench: Bench, num_dims: int) -> Iterator[Measured]:
+    """Yield the indexes of one width."""
+    layers, model = bench.fitted.layers, fingerprint_model(bench.retrained.model)
+    projector = choose_coordinates(layers, num_dims, model=model)
+    train, queries = bench.rows(projector)
+    scores = {}
+    mean = float(projector.eigenvalues.double().mean())
+    for multiple in (0.01, *MULTIPLES):
+        whitening = Whitening(projector.eigenvalues, mean * multiple)
+        asked = whitening.apply(torch.from_numpy(queries)).numpy()
+        scores["default" if multiple == 0.1 else f"{multiple:g} x mean"] = asked @ train.T
+    yield Measured("eigenbasis, eigenvalues", f"{num_dims:,}", scores, train[0].nbytes)
+    yield from bench.by_gram("eigenbasis", projector)
+
+
+def rivals(bench: Bench, num_dims: int) -> Iterator[Measured]:
+    """Yield what else could fill a row of this width."""
+    sketch = SJLT(num_dims=num_dims, seed=0)
+    yield from bench.by_gram("random sketch", sketch)
+    train, queries = bench.rows(Whitened(sketch, bench.fitted))
+    found = {"default": queries @ train.T}
+    yield Measured("sketch of the whitened gradient", f"{num_dims:,}", found, train[0].nbytes)
+
+
+def as_shipped(bench: Bench, num_dims: int) -> tuple[Measured, np.ndarray, float]:
+    """Return the library's own index with int8 rows, its scores, and milliseconds a query."""
+    found = bench.retrained
+    with TemporaryDirectory() as folder:
+        index = build_index(
+            bench.fitted,
+            found.task,
+            found.train,
+            num_dims=num_dims,
+            path=folder,
+            row_dtype="int8",
+            settings=READING,
+        )
+        asked = index.query_rows(found.task, found.queries, settings=READING)
+        scores = asked @ index.store.rows(range(len(index))).T
+        began = time.perf_counter()
+        index.search(found.task, found.queries, k=10, settings=READING)
+        spent = (time.perf_counter() - began) * 1000 / len(found.queries)
+    shipped = Measured("**as shipped, int8**", f"{num_dims:,}", {"default": scores}, num_dims + 4)
+    return shipped, scores, spent
+
+
+def line(bench: Bench, measured: Measured) -> list[str]:
+    """Return a row of the table."""
+    lds = {name: bench.retrained.lds(scores) for name, scores in measured.scores.items()}
+    first, best = lds["default"], max(lds, key=lambda name: lds[name].mean)
+    size = "" if measured.bytes_each is None else f"{measured.bytes_each:,}"
+    return [
+        measured.method,
+        measured.numbers,
+        f"{first.mean:.3f} ± {first.standard_error:.3f}",
+        f"{lds[best].mean:.3f}",
+        best,
+        recall(bench.exact, measured.scores["default"]),
+        size,
+    ]
+
+
+def recall(exact: np.ndarray, scores: np.ndarray) -> str:
+    """Return the share of the exact ten best among the first of a method."""
+    wanted = np.argsort(-exact, axis=1)[:, :10]
+    order = np.argsort(-scores, axis=1)
+    shares = []
+    for length in LISTS:
+        first = order[:, :length]
+        shares.append(np.mean([np.isin(w, f).mean() for w, f in zip(wanted, first, strict=True)]))
+    return " / ".join(f"{share:.2f}" for share in shares)
+
+
+def reranked(bench: Bench, scores: np.ndarray, share: float) -> list[str]:
+    """Return the LDS of the candidates alone, with their own scores and with EK-FAC's."""
+    count = max(1, round(share * scores.shape[1]))
+    order = np.argsort(scores, axis=1)
+    chosen = np.zeros(scores.shape, dtype=bool)
+    for ends in (order[:, :count], order[:, -count:]):
+        np.put_along_axis(chosen, ends, True, axis=1)
+    found = [f"2 x {count}"]
+    for values in (scores, bench.exact):
+        lds = bench.retrained.lds(np.where(chosen, values, 0.0))
+        found.append(f"{lds.mean:.3f} ± {lds.standard_error:.3f}")
+    return found
+
+
+def report(bench: Bench, dims: list[int], *, rival_dims: list[int]) -> list[str]:
+    """Return the tables of one problem."""
+    problem = bench.retrained.problem
+    total = sum(layer.eigenvalues.numel() for layer in bench.fitted.layers.values())
+    lines = [line(bench, found) for found in baselines(bench)]
+    again, milliseconds = [], []
+    chosen = sorted({min(num_dims, total) for num_dims in dims})
+    for num_dims in chosen:
+        lines += [line(bench, found) for found in indexes(bench, num_dims)]
+        if num_dims <= WIDEST_SWEPT:
+            shipped, scores, spent = as_shipped(bench, num_dims)
+            lines.append(line(bench, shipped))
+            milliseconds.append(f"{spent:.2g} ms at {num_dims:,}")
+            again += [[f"{num_dims:,}", *reranked(bench, scores, s)] for s in (0.01, 0.05, 0.2)]
+        if num_dims in rival_dims:
+            lines += [line(bench, found) for found in rivals(bench, num_dims)]
+    counted = f"{len(bench.retrained.losses)} seeds a half"
+    return [
+        f"## {problem.name[0].upper()}{problem.name[1:]}",
+        f"{total:,} coordinates of linear maps; 100 halves, {counted}; ceiling "
+        f"{bench.retrained.ceiling:.2f}. A query with its gradient takes "
+        f"{', '.join(milliseconds)} numbers, in a batch of all of them.",
+        table(HEAD, lines),
+        "Re-ranking: LDS of the best and worst candidates of the shipped index alone, all other "
+        "scores zero, with its own scores and with those of full EK-FAC at 1 x the layer mean.",
+        table(["numbers", "candidates", "own scores", "full EK-FAC"], again),
+    ]
 
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--data", type=Path, help="an mnist.npz; digits if left out")
-    parser.add_argument("--dims", type=int, nargs="+", default=[256, 1024, 4096])
+    names = [*PROBLEMS, "mnist"]
+    parser.add_argument("--problems", nargs="+", choices=names, default=list(PROBLEMS))
+    parser.add_argument("--data", type=Path, help="an mnist.npz, for the problem mnist")
+    parser.add_argument("--dims", type=int, nargs="+", default=[64, 256, 1024, 4096, 16384])
+    parser.add_argument("--rival-dims", type=int, nargs="+", default=[1024, 4096])
+    parser.add_argument("--kept", type=Path, help="folder that keeps what retraining found")
     arguments = parser.parse_args()
-    quick = arguments.quick
-    setup = retrain(arguments.data, *((8, 1, 2) if quick else (100, 3, None)))
-    train = setup.rows(setup.train)
-    fitted = EKFAC(seed=0, fisher="exact").fit(setup.task, train, settings=READING)
-    plain = fitted.with_damping(AbsoluteDamping(1e6))
-    scores = plain.scores(setup.task, setup.rows(setup.queries), train, settings=READING).values
-    rows = [["gradient dot product", "all", "", setup.lds(scores)]]
-    rows += full_rows(setup, fitted)
-    for num_dims in [64] if quick else arguments.dims:
-        rows += index_rows(setup, fitted, num_dims)
-    what = "MNIST, 5,000 and 500" if arguments.data else "digits, 1,200 and 300"
-    head = ["method", "dimensions", "damping", "LDS"]
-    publish(f"The influence index against retraining ({what})", [table(head, rows)], arguments.out)
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    parts = []
+    for name in ["digits"] if arguments.quick else arguments.problems:
+        problem = mnist(arguments.data) if name == "mnist" else PROBLEMS[name]()
+        kept = arguments.kept and arguments.kept / f"{name}.npz"
+        seeds = SEEDS.get(name, 3)
+        if arguments.quick:
+            found = retrain(quick(problem), num_subsets=8, num_seeds=2)
+            parts += report(Bench(found), [64], rival_dims=[64])
+        else:
+            found = retrain(problem, num_subsets=100, num_seeds=seeds, kept=kept)
+            parts += report(Bench(found), arguments.dims, rival_dims=arguments.rival_dims)
+    publish("The influence index against retraining", parts, arguments.out)
 
 
 if __name__ == "__main__":

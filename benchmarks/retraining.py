@@ -1,95 +1,152 @@
-"""Many small perceptrons trained at once, each on a subset of its own."""
+"""Many small models trained at once, each on a subset of its own.
 
-from collections.abc import Sequence
+Letters: ``m`` models, ``b`` examples of a batch, ``q`` queries.
+
+The weights of all models are stacked, and a step of all of them is one step of
+``torch.func.vmap``. Every model has its own start and its own order of examples.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+Losses = Callable[[nn.Module, Mapping[str, Tensor], tuple[Tensor, ...]], Tensor]
+"""From a module, its parameters and a batch to one loss an example."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a perceptron is trained, by SGD with momentum."""
+    """How a model is trained."""
 
-    widths: tuple[int, ...] = (784, 128, 64, 10)
     learning_rate: float = 0.01
+    optimizer: Literal["sgd", "adam"] = "sgd"
     momentum: float = 0.9
     batch_size: int = 64
     epochs: int = 50
+    at_once: int = 100
+    """Models trained at once; fewer where their activations leave the cache."""
+
+    def num_steps(self, num_examples: int) -> int:
+        """Return the number of steps over this many examples."""
+        return num_examples // self.batch_size * self.epochs
 
 
-def perceptron(recipe: Recipe) -> nn.Sequential:
-    """Return a perceptron with ReLU between its layers."""
-    layers: list[nn.Module] = []
-    for number, (num_in, num_out) in enumerate(zip(recipe.widths, recipe.widths[1:], strict=False)):
-        layers += [nn.ReLU()] * (number > 0) + [nn.Linear(num_in, num_out)]
-    return nn.Sequential(*layers)
+def classification_losses(
+    module: nn.Module, params: Mapping[str, Tensor], batch: tuple[Tensor, ...]
+) -> Tensor:
+    """Return the cross-entropy of each example."""
+    inputs, labels = batch
+    logits = functional_call(module, dict(params), (inputs,))
+    return nn.functional.cross_entropy(logits, labels, reduction="none")
+
+
+def language_losses(
+    module: nn.Module, params: Mapping[str, Tensor], batch: tuple[Tensor, ...]
+) -> Tensor:
+    """Return the cross-entropy of each sequence, summed over its tokens."""
+    (tokens,) = batch
+    logits = functional_call(module, dict(params), (tokens,)).logits[:, :-1]
+    losses = nn.functional.cross_entropy(
+        logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
+    )
+    return losses.view(len(tokens), -1).sum(1)
 
 
 def train_many(
-    inputs: Tensor, labels: Tensor, subsets: Sequence[Tensor], recipe: Recipe, *, seed: int
-) -> list[tuple[Tensor, Tensor]]:
-    """Return weights and biases, one layer an entry, of a model for each subset.
+    make: Callable[[], nn.Module],
+    losses: Losses,
+    data: tuple[Tensor, ...],
+    subsets: Sequence[Tensor],
+    recipe: Recipe,
+    *,
+    seed: int,
+) -> dict[str, Tensor]:
+    """Return the parameters of a model for each subset, stacked by name.
 
-    Subsets must be of equal size; every model has its own start and its own order.
+    Args:
+        make: Builds a model with a random start.
+        losses: The loss of each example.
+        data: Tensors with one row an example.
+        subsets: Rows that each model sees; of equal size.
+        recipe: How it is trained.
+        seed: Seed of starts and orders.
     """
-    generator = torch.Generator().manual_seed(seed)
-    count, size = len(subsets), len(subsets[0])
-    params: list[Tensor] = []
-    for num_in, num_out in zip(recipe.widths, recipe.widths[1:], strict=False):
-        bound = num_in**-0.5
-        for shape in ((count, num_in, num_out), (count, 1, num_out)):
-            start = (torch.rand(shape, generator=generator) * 2 - 1) * bound
-            params.append(start.requires_grad_())
-    optimizer = torch.optim.SGD(params, lr=recipe.learning_rate, momentum=recipe.momentum)
-    rows = torch.stack(list(subsets))
-    for _ in range(recipe.epochs):
-        order = torch.rand(count, size, generator=generator).argsort(1)
-        shuffled = rows.gather(1, order)
-        for start in range(0, size - recipe.batch_size + 1, recipe.batch_size):
-            batch = shuffled[:, start : start + recipe.batch_size]
-            logits = forward_many(params, inputs[batch])
-            loss = nn.functional.cross_entropy(
-                logits.flatten(0, 1), labels[batch].flatten(), reduction="sum"
-            )
-            optimizer.zero_grad()
-            (loss / recipe.batch_size).backward()
-            optimizer.step()
-    return [
-        (weight.detach(), bias.detach())
-        for weight, bias in zip(params[::2], params[1::2], strict=True)
+    parts = [
+        _train_some(
+            make, losses, data, subsets[first : first + recipe.at_once], recipe, seed, first
+        )
+        for first in range(0, len(subsets), recipe.at_once)
     ]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def forward_many(params: Sequence[Tensor], inputs: Tensor) -> Tensor:
-    """Return logits of every model, ``m n c``."""
-    hidden = inputs
-    for layer in range(0, len(params), 2):
-        hidden = torch.baddbmm(params[layer + 1], hidden, params[layer])
-        if layer < len(params) - 2:
-            hidden = hidden.relu()
-    return hidden
+def _train_some(
+    make: Callable[[], nn.Module],
+    losses: Losses,
+    data: tuple[Tensor, ...],
+    subsets: Sequence[Tensor],
+    recipe: Recipe,
+    seed: int,
+    first: int,
+) -> dict[str, Tensor]:
+    """Train a few models, the number of the first of which is given."""
+    seeds = [seed * 10_000 + first + number for number in range(len(subsets))]
+    template, params = _stacked_starts(make, seeds)
+    generators = [torch.Generator().manual_seed(own) for own in seeds]
+    if recipe.optimizer == "sgd":
+        step = torch.optim.SGD(params.values(), lr=recipe.learning_rate, momentum=recipe.momentum)
+    else:
+        step = torch.optim.Adam(params.values(), lr=recipe.learning_rate)
+    each = vmap(lambda own, batch: losses(template, own, batch).sum())
+    for _ in range(recipe.epochs):
+        shuffled = torch.stack(
+            [
+                subset[torch.randperm(len(subset), generator=generator)]
+                for subset, generator in zip(subsets, generators, strict=True)
+            ]
+        )
+        for start in range(0, shuffled.shape[1] - recipe.batch_size + 1, recipe.batch_size):
+            chosen = shuffled[:, start : start + recipe.batch_size]
+            total = each(params, tuple(part[chosen] for part in data)).sum()
+            step.zero_grad()
+            (total / recipe.batch_size).backward()
+            step.step()
+    return {name: value.detach() for name, value in params.items()}
+
+
+def _stacked_starts(
+    make: Callable[[], nn.Module], seeds: Sequence[int]
+) -> tuple[nn.Module, dict[str, Tensor]]:
+    """Return a module, and a random start for each seed stacked by name."""
+    modules = []
+    for seed in seeds:
+        torch.manual_seed(seed)
+        modules.append(make())
+    starts = {
+        name: torch.stack([module.get_parameter(name).detach() for module in modules])
+        for name, _ in modules[0].named_parameters()
+    }
+    return modules[0], {name: start.requires_grad_() for name, start in starts.items()}
 
 
 def losses_of_many(
-    models: Sequence[tuple[Tensor, Tensor]], inputs: Tensor, labels: Tensor
+    make: Callable[[], nn.Module],
+    losses: Losses,
+    params: Mapping[str, Tensor],
+    data: tuple[Tensor, ...],
 ) -> Tensor:
-    """Return the loss of every input under every model, ``m q``."""
-    params = [part for layer in models for part in layer]
-    count = len(params[0])
-    logits = forward_many(params, inputs.expand(count, *inputs.shape))
-    losses = nn.functional.cross_entropy(
-        logits.flatten(0, 1), labels.repeat(count), reduction="none"
-    )
-    return losses.view(count, -1)
-
-
-def one_model(models: Sequence[tuple[Tensor, Tensor]], recipe: Recipe) -> nn.Sequential:
-    """Return the first model as a module."""
-    model = perceptron(recipe)
-    linears = [module for module in model if isinstance(module, nn.Linear)]
+    """Return the loss of every query under every model, ``m q``."""
+    template = make()
     with torch.no_grad():
-        for linear, (weight, bias) in zip(linears, models, strict=True):
-            linear.weight.copy_(weight[0].T)
-            linear.bias.copy_(bias[0, 0])
+        return vmap(lambda own: losses(template, own, data))(dict(params))
+
+
+def one_model(make: Callable[[], nn.Module], params: Mapping[str, Tensor]) -> nn.Module:
+    """Return the first model as a module, ready to be looked at."""
+    model = make()
+    model.load_state_dict({name: value[0] for name, value in params.items()})
     return model.eval()

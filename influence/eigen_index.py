@@ -23,7 +23,7 @@ from torch import Tensor
 
 from influence.kfac_math import CHUNK_ENTRIES, LayerCurvature
 from influence.linear_layers import LinearUse, linear_uses
-from projections import Batch, Gradient, check_between
+from projections import Batch, Gradient, Projector, check_between
 
 
 @dataclass(frozen=True)
@@ -144,10 +144,10 @@ class RowGram:
     expectation.
 
     Args:
-        projector: The map.
+        projector: The map, such as an `EigenProjector` or a random one.
     """
 
-    projector: EigenProjector
+    projector: Projector
     name: str = field(default="gram", init=False)
 
     def __post_init__(self) -> None:

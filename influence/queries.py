@@ -41,7 +41,8 @@ class FullQueries:
     @property
     def gradients(self) -> Float[Tensor, "q o i"]:
         """The gradients as one tensor, which is a copy where there are several blocks."""
-        return torch.cat(self.blocks, dim=1) if len(self.blocks) > 1 else self.blocks[0]
+        first, *others = self.blocks
+        return torch.cat([first, *others], dim=1) if others else first
 
     def scores(
         self, inputs: Float[Tensor, "n t i"], output_grads: Float[Tensor, "n t o"]
