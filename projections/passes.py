@@ -7,7 +7,7 @@ comes out is in the order of the rows again. Columns are handed to a sink shard 
 or returned as one table. Values stay on the model's device until their shard is complete.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -276,12 +276,28 @@ class _Walk:
         return Table(ids, columns)
 
     def preflight(self) -> None:
-        """Compare two examples in one batch with each of them alone.
+        """Compare two examples in one batch with each of them alone, once for each task.
 
         Raises:
             NonDeterministicError: Losses or gradient norms differ.
             UnsupportedLayerError: Autograd finds another gradient than the layers' rules.
         """
+        what = self._what_is_checked()
+        if what not in self.task.checked:
+            self._compare()
+            self.task.checked.add(what)
+
+    def _what_is_checked(self) -> Hashable:
+        """Return what the outcome of the comparison hangs on, beside the data."""
+        model, settings = self.task.model, self.settings
+        modes = tuple((type(module), module.training) for module in model.modules())
+        tracked = tuple(parameter.requires_grad for parameter in model.parameters())
+        chosen = (self.layout is not None, settings.layers, settings.kinds)
+        losses = getattr(self.task.losses, "__func__", self.task.losses)
+        return losses, chosen, modes, tracked
+
+    def _compare(self) -> None:
+        """Compare two examples in one batch with each of them alone."""
         shown = range(min(2, len(self.rows)))
         examples = self.task.encode(self.rows.fetch(shown))
         together = self._probe(examples)

@@ -6,7 +6,7 @@ The loss of an example is a **sum** over its tokens and never a mean over its ba
 that the gradient of the sum of all losses holds each example's own gradient, unmixed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,7 @@ class Task:
     def __init__(self, model: nn.Module) -> None:
         """Keep the model; nothing about it is changed."""
         self.model = model
+        self.checked: set[Hashable] = set()  # what a pass has compared with single examples
 
     def encode(self, rows: Sequence[Any]) -> list[Any]:
         """Turn rows into examples, for instance text into tokens."""
@@ -116,6 +117,7 @@ class QueryTask(Task):
     def __init__(self, task: Task) -> None:
         """Borrow the model and the batching of ``task``."""
         super().__init__(task.model)
+        self.checked = task.checked
         self.encode = task.encode
         self.size = task.size
         self.collate = task.collate

@@ -39,6 +39,7 @@ from projections import (
     as_ids,
     as_rows,
     find_components,
+    fingerprint_model,
     flatten_batches,
     run_pass,
     show_progress,
@@ -480,6 +481,55 @@ def test_ready_made_batches_are_flattened_into_rows(kind: str) -> None:
         rows = flatten_batches([make((inputs[part], labels[part])) for part in parts])
         assert [int(label) for _, label in rows] == [0, 1, 2, 3, 4]
     assert len(rows) == 5
+
+
+def _write_in_place(model: nn.Linear) -> None:
+    with torch.no_grad():
+        model.weight.mul_(2)
+
+
+def _write_behind_the_counter(model: nn.Linear) -> None:
+    model.weight.data.mul_(2)
+
+
+def _replace(model: nn.Linear) -> None:
+    model.weight = nn.Parameter(model.weight.detach() * 2)
+
+
+def _load(model: nn.Linear) -> None:
+    model.load_state_dict({name: value * 2 for name, value in model.state_dict().items()})
+
+
+@pytest.mark.parametrize("change", [_write_in_place, _write_behind_the_counter, _replace, _load])
+def test_the_fingerprint_of_a_model_is_remembered_until_a_weight_changes(change: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    before = fingerprint_model(model)
+    assert fingerprint_model(model) == before
+    change(model)
+    assert fingerprint_model(model) != before
+
+
+def test_a_task_is_compared_with_single_examples_once_and_again_in_another_mode() -> None:
+    calls = []
+
+    class Watched(Classification):
+        def losses(self, batch: Any) -> Tensor:
+            calls.append(len(batch[1]))
+            return super().losses(batch)
+
+        def statistics(self, batch: Any) -> Mapping[str, Tensor]:
+            return {"loss": self.losses(batch)}
+
+    data = [(torch.ones(2), 0), (torch.zeros(2), 1)]
+    task = Watched(nn.Sequential(nn.Linear(2, 3), nn.Identity()).eval())
+    counts = []
+    for training in (False, False, True):
+        task.model[1].train(training)  # pyright: ignore[reportIndexIssue]
+        calls.clear()
+        run_pass(task, data, [GradientNorm()])
+        counts.append(len(calls))
+    assert counts[1] == 1 < counts[0] == counts[2]
 
 
 def test_layers_of_a_pass_can_be_chosen() -> None:
