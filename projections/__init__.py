@@ -22,6 +22,14 @@ from projections.checks import (
 )
 from projections.columns import GradientNorm, Sketch, Statistic
 from projections.data import Rows, as_ids, as_rows, flatten_batches
+from projections.embeddings import Embeddings, Encoder, as_embeddings, embed
+from projections.encoders import (
+    ColumnEncoder,
+    FittedTfidfSVD,
+    HiddenStates,
+    SentenceEncoder,
+    TfidfSVD,
+)
 from projections.errors import (
     ConvergenceError,
     DataError,
@@ -46,6 +54,7 @@ from projections.per_example import (
     TableRows,
     Vectors,
 )
+from projections.philox import uniforms
 from projections.progress import show_progress, track
 from projections.rademacher import Rademacher
 from projections.records import read_dataset, write_dataset
@@ -68,10 +77,14 @@ __all__ = [
     "CausalLM",
     "Classification",
     "Column",
+    "ColumnEncoder",
     "Component",
     "ConvergenceError",
     "DataError",
+    "Embeddings",
+    "Encoder",
     "FaissIndex",
+    "FittedTfidfSVD",
     "FolderCheckpoint",
     "Formed",
     "Gaussian",
@@ -79,6 +92,7 @@ __all__ = [
     "GradientNorm",
     "GradientStore",
     "GradsiftError",
+    "HiddenStates",
     "Labels",
     "Layout",
     "NonDeterministicError",
@@ -94,6 +108,7 @@ __all__ = [
     "Rows",
     "Scores",
     "SearchIndex",
+    "SentenceEncoder",
     "SequenceClassification",
     "Sketch",
     "Statistic",
@@ -103,9 +118,11 @@ __all__ = [
     "TableRows",
     "Task",
     "TensorSketch",
+    "TfidfSVD",
     "TopK",
     "UnsupportedLayerError",
     "Vectors",
+    "as_embeddings",
     "as_ids",
     "as_rows",
     "check_at_least",
@@ -114,6 +131,7 @@ __all__ = [
     "check_one_of",
     "concatenate_top",
     "describe",
+    "embed",
     "find_components",
     "fingerprint_model",
     "flatten_batches",
@@ -128,6 +146,7 @@ __all__ = [
     "show_progress",
     "to_device",
     "track",
+    "uniforms",
     "write_dataset",
     "write_json",
 ]

@@ -113,7 +113,7 @@ def as_rows(data: Any) -> Rows:
     return rows
 
 
-def as_ids(values: Sequence[Any], source: str) -> np.ndarray:
+def as_ids(values: Sequence[Any] | np.ndarray, source: str) -> np.ndarray:
     """Return ids as int64 or as text, and refuse missing and repeated ones.
 
     Args:
@@ -123,12 +123,7 @@ def as_ids(values: Sequence[Any], source: str) -> np.ndarray:
     Raises:
         DataError: An id is missing, or occurs twice.
     """
-    plain = [value.item() if isinstance(value, Tensor) else value for value in values]
-    for position, value in enumerate(plain):
-        if value is None:
-            raise DataError(f"{source} must hold an id in every row. Row {position} has none.")
-    whole = all(isinstance(value, int | np.integer) for value in plain)
-    ids = np.asarray(plain, dtype=np.int64) if whole else np.asarray([str(v) for v in plain])
+    ids = _whole_or_text(values, source)
     unique, counts = np.unique(ids, return_counts=True)
     if len(unique) != len(ids):
         repeated = unique[counts > 1][:5].tolist()
@@ -137,6 +132,18 @@ def as_ids(values: Sequence[Any], source: str) -> np.ndarray:
             "another column with `id_column`."
         )
     return ids
+
+
+def _whole_or_text(values: Sequence[Any] | np.ndarray, source: str) -> np.ndarray:
+    """Return ids as int64 where all are whole numbers, else as text."""
+    if isinstance(values, np.ndarray) and values.dtype.kind in "iU":
+        return values.astype(np.int64) if values.dtype.kind == "i" else values
+    plain = [value.item() if isinstance(value, Tensor) else value for value in values]
+    for position, value in enumerate(plain):
+        if value is None:
+            raise DataError(f"{source} must hold an id in every row. Row {position} has none.")
+    whole = all(isinstance(value, int | np.integer) for value in plain)
+    return np.asarray(plain, dtype=np.int64) if whole else np.asarray([str(v) for v in plain])
 
 
 def flatten_batches(batches: Sequence[Any]) -> list[Any]:

@@ -9,8 +9,9 @@ References:
 
 from hashlib import sha256
 
+import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 MASK = 0xFFFFFFFF
@@ -68,3 +69,19 @@ def distinct(values: Int[Tensor, "..."]) -> tuple[Int[Tensor, " u"], Int[Tensor,
     if values.device.type == "cpu":
         return values.unique(return_inverse=True)
     return values.flatten(), torch.arange(values.numel(), device=values.device).view(values.shape)
+
+
+def uniforms(seed: int, name: str, size: int) -> Float[np.ndarray, " size"]:
+    """Return numbers in ``[0, 1)``, each a function of the seed, the name and its position.
+
+    Args:
+        seed: The seed.
+        name: What the numbers are for, so that two uses of one seed do not meet.
+        size: How many.
+
+    Example:
+        >>> uniforms(0, "an example", 3).round(3)
+        array([0.939, 0.904, 0.965])
+    """
+    words = philox(derive_key(seed, name), torch.arange(-(-size // 4)))
+    return words.reshape(-1)[:size].numpy() / 2.0**32

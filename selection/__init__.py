@@ -2,6 +2,7 @@
 
 from selection.alignment import AlignmentStep, cosine_alignments, mean_norm_alignments
 from selection.base import Selection
+from selection.clusters import Clusters, KMeans
 from selection.example_losses import (
     causal_losses,
     causal_token_losses,
@@ -9,6 +10,9 @@ from selection.example_losses import (
     regression_losses,
     token_losses,
 )
+from selection.gio import GIO
+from selection.gio_path import GIOPath
+from selection.greedy import Pick
 from selection.group_dro import GroupDRO
 from selection.history import History
 from selection.loss_curves import (
@@ -32,6 +36,17 @@ from selection.mixtures import (
 )
 from selection.pruning import prune
 from selection.reweighting import Reweighting
+from selection.starts import RandomStart, UniformStart
+from selection.stopping import (
+    DataShare,
+    Increase,
+    MinDifference,
+    MinDivergence,
+    Restarts,
+    SequentialIncreases,
+    Step,
+    StoppingRule,
+)
 from selection.temperatures import (
     ConstantTemperature,
     CosineTemperature,
@@ -40,24 +55,39 @@ from selection.temperatures import (
 )
 
 __all__ = [
+    "GIO",
     "AlignmentStep",
+    "Clusters",
     "ConstantTemperature",
     "CosineTemperature",
+    "DataShare",
     "EffectiveSampleSize",
     "ExampleWeights",
     "FencedRange",
     "FixedMixture",
+    "GIOPath",
     "GroupDRO",
     "History",
+    "Increase",
+    "KMeans",
     "LossReweighter",
+    "MinDifference",
+    "MinDivergence",
     "MirrorDescent",
     "MirrorState",
     "Mixture",
     "OnlineMixture",
+    "Pick",
     "QuantileRange",
+    "RandomStart",
+    "Restarts",
     "Reweighting",
     "Selection",
+    "SequentialIncreases",
+    "Step",
     "StepTemperature",
+    "StoppingRule",
+    "UniformStart",
     "causal_losses",
     "causal_token_losses",
     "classification_losses",

@@ -43,6 +43,8 @@ projections.hadamard        the Walsh-Hadamard transform
 projections.srht            Hadamard matrices between random signs
 projections.gaussian        dense projection by normal numbers
 projections.store           rows of projected gradients on disk
+projections.embeddings      one vector a row, from anything, kept in shards
+projections.encoders        from rows to embeddings
 projections.best            the best rows so far
 projections.search          the best rows for a query
 projections.indexing        from a dataset to a store
@@ -70,6 +72,14 @@ influence.retrieval         training examples behind a query
 influence                   what an example did to a prediction
 selection.base              a selection: what is kept, and why the rest is not
 selection.pruning           keep one end of a score
+selection.pool              the rows to choose from, and budgets
+selection.clusters          k-means
+selection.divergence        how far a set is from a target, by neighbours
+selection.starts            what greedy selection starts from
+selection.stopping          when greedy selection stops
+selection.greedy            one pick after the other
+selection.gio_path          what GIO leaves, and selections from it
+selection.gio               rows that bring a set near a target
 selection.alignment         one step of a mixture along gradients
 selection.mixtures.base     what samplers read, and what a training loop calls
 selection.mixtures.mirror   mirror descent: how signals move weights

@@ -1,0 +1,129 @@
+"""K-means by FAISS: rows as clusters with whole-number ids, sizes and members.
+
+Letters: ``n`` rows, ``d`` dimensions, ``c`` clusters.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from projections import Embeddings, check_at_least, check_not_empty, require
+
+INSTALL_FAISS = "pip install 'gradsift[cpu]' (or 'gradsift[gpu]')"
+BLOCK_BYTES = 1 << 27  # vectors that are assigned at a time
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Rows in clusters; none is empty.
+
+    Args:
+        centroids: The mean of each cluster, ``c d``.
+        labels: The cluster of each row, ``n``.
+        distances: Squared distance of each row to its centroid, ``n``.
+    """
+
+    centroids: Float[np.ndarray, "c d"]
+    labels: Int[np.ndarray, " n"]
+    distances: Float[np.ndarray, " n"]
+
+    def __len__(self) -> int:
+        """Return the number ``c`` of clusters."""
+        return len(self.centroids)
+
+    @cached_property
+    def sizes(self) -> Int[np.ndarray, " c"]:
+        """Number of rows of each cluster."""
+        return np.bincount(self.labels, minlength=len(self))
+
+    @cached_property
+    def _grouped(self) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " c"]]:
+        """Rows by cluster, and where each cluster starts."""
+        order = np.lexsort((self.distances, self.labels))
+        return order, np.concatenate([[0], np.cumsum(self.sizes)])
+
+    def members(self, cluster: int) -> Int[np.ndarray, " m"]:
+        """Return the rows of a cluster, nearest to the centroid first, ties in their order."""
+        order, starts = self._grouped
+        return order[starts[cluster] : starts[cluster + 1]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KMeans:
+    """Cluster rows by k-means.
+
+    With as many clusters as rows, or more, every row is a cluster of its own.
+
+    Args:
+        num_clusters: Number ``c`` of clusters; those that stay empty are left out.
+        num_iterations: Rounds of Lloyd's algorithm.
+        sample: Rows a cluster that centroids are learnt from, drawn with the seed; all rows
+            are then assigned.
+        spherical: Whether centroids are scaled to length 1, for rows of length 1.
+        seed: Draws the sample and the first centroids.
+
+    Raises:
+        ImportError: FAISS is not installed.
+
+    Example:
+        >>> rows = np.array([[0.0, 0], [0, 1], [9, 0], [9, 1], [9, 2]], dtype=np.float32)
+        >>> found = KMeans(num_clusters=2, seed=0).fit(Embeddings(rows))
+        >>> sorted(found.sizes.tolist())
+        [2, 3]
+
+    References:
+        Johnson et al., Billion-scale similarity search with GPUs (2017), arXiv:1702.08734.
+    """
+
+    num_clusters: int
+    num_iterations: int = 10
+    sample: int = 256
+    spherical: bool = False
+    seed: int
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        check_at_least("num_clusters", self.num_clusters, 1)
+        check_at_least("num_iterations", self.num_iterations, 1)
+        check_at_least("sample", self.sample, 1)
+
+    def fit(self, embeddings: Embeddings) -> Clusters:
+        """Cluster the rows.
+
+        Args:
+            embeddings: One vector a row, at least one.
+        """
+        check_not_empty("embeddings", len(embeddings))
+        rows = embeddings.rows
+        if self.num_clusters >= len(rows):
+            return Clusters(
+                np.asarray(rows, np.float32), np.arange(len(rows)), np.zeros(len(rows), np.float32)
+            )
+        faiss = require("faiss", INSTALL_FAISS)
+        kmeans = faiss.Kmeans(
+            rows.shape[1],
+            self.num_clusters,
+            niter=self.num_iterations,
+            spherical=self.spherical,
+            seed=self.seed & 0x7FFFFFFF,
+            min_points_per_centroid=1,
+            max_points_per_centroid=self.sample,
+        )
+        kmeans.train(np.ascontiguousarray(rows, np.float32))
+        index = faiss.IndexFlatL2(rows.shape[1])
+        index.add(kmeans.centroids)
+        found = [index.search(block, 1) for block in _blocks(rows)]
+        labels = np.concatenate([where[:, 0] for _, where in found])
+        distances = np.concatenate([far[:, 0] for far, _ in found])
+        used, labels = np.unique(labels, return_inverse=True)
+        return Clusters(kmeans.centroids[used], labels, distances)
+
+
+def _blocks(rows: np.ndarray) -> Iterator[Float[np.ndarray, "b d"]]:
+    """Yield the rows as float32, some at a time."""
+    height = max(1, BLOCK_BYTES // (4 * rows.shape[1]))
+    for start in range(0, len(rows), height):
+        yield np.ascontiguousarray(rows[start : start + height], np.float32)
