@@ -61,11 +61,10 @@ def _read(source: Path) -> tuple[Scores, list[tuple[str, str]]]:
     """Return the scores of a source, and facts for the head of the page."""
     if source.is_dir():
         store = GradientStore.open(source, allow_unfinished=True)
-        described = {key: value for key, value in store.manifest.items() if key != "shards"}
         facts = [(f"{store.num_dims:,}", "numbers kept of each gradient")]
-        if len(store) < store.manifest["num_rows"]:
-            facts.append((f"{store.manifest['num_rows']:,}", "examples when it is finished"))
-        return Scores.from_table(store.table(), described), facts
+        if not store.is_finished:
+            facts.append((f"{store.num_planned:,}", "examples when it is finished"))
+        return Scores.from_table(store.table(), store.manifest), facts
     if not source.exists():
         raise DataError(
             f"{source} must be a table of scores or the folder of a store. There is no such file."

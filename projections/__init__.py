@@ -42,7 +42,7 @@ from projections.errors import (
 from projections.files import read_json, replacing, write_json
 from projections.fingerprint import describe, fingerprint_model
 from projections.gaussian import Gaussian
-from projections.indexing import index_gradients, query_rows
+from projections.indexing import append_gradients, index_gradients, query_rows
 from projections.labels import Labels
 from projections.passes import PassSettings, run_pass
 from projections.per_example import (
@@ -62,7 +62,9 @@ from projections.scores import Scores, read_parquet
 from projections.search import FaissIndex, SearchIndex
 from projections.sjlt import SJLT
 from projections.srht import SRHT
-from projections.store import GradientStore, StoreWriter
+from projections.store import GradientStore
+from projections.store_edits import compact_store, delete_rows, merge_stores
+from projections.store_writer import StoreWriter
 from projections.task import QueryTask, Task, to_device
 from projections.tasks import CausalLM, Classification, Regression, SequenceClassification
 from projections.tensorsketch import TensorSketch
@@ -122,6 +124,7 @@ __all__ = [
     "TopK",
     "UnsupportedLayerError",
     "Vectors",
+    "append_gradients",
     "as_embeddings",
     "as_ids",
     "as_rows",
@@ -129,13 +132,16 @@ __all__ = [
     "check_between",
     "check_not_empty",
     "check_one_of",
+    "compact_store",
     "concatenate_top",
+    "delete_rows",
     "describe",
     "embed",
     "find_components",
     "fingerprint_model",
     "flatten_batches",
     "index_gradients",
+    "merge_stores",
     "query_rows",
     "read_dataset",
     "read_json",

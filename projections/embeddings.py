@@ -23,7 +23,9 @@ from projections.data import as_ids, as_rows, shard_ranges
 from projections.errors import DataError, NonFiniteError
 from projections.fingerprint import describe
 from projections.progress import track
-from projections.store import ROWS, GradientStore, StoreWriter
+from projections.row_types import ROWS
+from projections.store import GradientStore
+from projections.store_writer import StoreWriter
 
 CHECK_BYTES = 1 << 26  # read at a time when rows are checked
 Encoder = Callable[[list[Any]], Any]
@@ -126,7 +128,7 @@ def as_embeddings(source: Any) -> Embeddings:
     if isinstance(source, Embeddings):
         return source
     if isinstance(source, GradientStore):
-        note = {"store": {key: source.manifest[key] for key in source.manifest if key != "shards"}}
+        note = {"store": dict(source.manifest)}
         return Embeddings(source.rows(np.arange(len(source))), source.ids, note)
     if isinstance(source, np.ndarray):
         return Embeddings(source)

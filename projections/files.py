@@ -30,14 +30,31 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """
     partial = path.with_name(path.name + SUFFIX)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
+        with reporting_full_disk(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+    except BaseException:
         partial.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def reporting_full_disk(path: Path) -> Iterator[None]:
+    """Say in one sentence that the disk is full, where that stops the block.
+
+    Args:
+        path: What is being written.
+
+    Raises:
+        OSError: The disk is full or cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(
                 error.errno,
@@ -45,9 +62,15 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
                 "same command again: what was finished is kept",
             ) from error
         raise
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until the names in a folder are on the disk, as their files are already."""
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def write_array(path: Path, array: np.ndarray) -> None:

@@ -12,10 +12,12 @@ from jaxtyping import Float
 
 from projections.base import Projector
 from projections.columns import GradientNorm, Sketch, Statistic
-from projections.data import as_rows
+from projections.data import Rows, as_rows
 from projections.fingerprint import describe, fingerprint_model
 from projections.passes import PassSettings, run_pass
-from projections.store import ROWS, GradientStore, StoreWriter
+from projections.row_types import ROWS
+from projections.store import GradientStore
+from projections.store_writer import StoreWriter
 from projections.task import QueryTask, Task
 
 
@@ -52,18 +54,78 @@ def index_gradients(
     Raises:
         StoreMismatchError: The folder holds a store of something else.
     """
-    rows = as_rows(data)
-    settings = settings or PassSettings()
-    description = {
+    rows, settings = as_rows(data), settings or PassSettings()
+    description = _describe_store(task, rows, projector, settings, notes)
+    writer = StoreWriter(path, description, num_rows=len(rows), dtype=dtype)
+    return _fill(writer, task, rows, projector, settings, statistics)
+
+
+def append_gradients(
+    task: Task,
+    data: Any,
+    projector: Projector,
+    *,
+    path: str | Path,
+    settings: PassSettings | None = None,
+    notes: Mapping[str, Any] | None = None,
+) -> GradientStore:
+    """Add the projected gradients of more rows to a finished store.
+
+    Rows have the type and the columns of the store. Adding that was stopped goes on, and
+    data that was added before is not added again.
+
+    Args:
+        task: The model and loss that the store was built with.
+        data: More data, whose ids are not in the store.
+        projector: The map of the store.
+        path: Folder of the store.
+        settings: How to read the data; with the layers of the store.
+        notes: Where the data came from, kept with the entry of these rows.
+
+    Returns:
+        The store, with the new rows after the old.
+
+    Raises:
+        StoreMismatchError: The store was built with another model or map, is unfinished, or
+            has one of the ids.
+    """
+    rows, settings = as_rows(data), settings or PassSettings()
+    description = _describe_store(task, rows, projector, settings, notes)
+    writer = StoreWriter.extend(path, description, num_rows=len(rows))
+    writer.check_ids(rows.ids)
+    columns = GradientStore.open(path, allow_unfinished=True).column_names
+    statistics = tuple(name for name in columns if name != GradientNorm().name)
+    return _fill(writer, task, rows, projector, settings, statistics)
+
+
+def _describe_store(
+    task: Task,
+    rows: Rows,
+    projector: Projector,
+    settings: PassSettings,
+    notes: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Return what the rows of a store are made of."""
+    return {
         **describe_rows(task, projector, settings),
         "data": rows.fingerprint,
         "shard_size": settings.shard_size,
         "notes": dict(notes or {}),
     }
-    writer = StoreWriter(path, description, num_rows=len(rows), dtype=dtype)
+
+
+def _fill(
+    writer: StoreWriter,
+    task: Task,
+    rows: Rows,
+    projector: Projector,
+    settings: PassSettings,
+    statistics: tuple[str, ...],
+) -> GradientStore:
+    """Run the pass that writes the rows, and open the store."""
     columns = [Sketch(projector, ROWS), GradientNorm(), *map(Statistic, statistics)]
     run_pass(task, rows, columns, settings=settings, sink=writer, description="gradients")
-    return GradientStore.open(path)
+    return GradientStore.open(writer.path)
 
 
 def query_rows(

@@ -42,7 +42,13 @@ projections.rademacher      dense projection by random signs
 projections.hadamard        the Walsh-Hadamard transform
 projections.srht            Hadamard matrices between random signs
 projections.gaussian        dense projection by normal numbers
+projections.journal         entries that are only ever added
+projections.row_types       float32, float16, bfloat16 and int8 rows
+projections.shards          what the journal of a store adds up to
+projections.column_files    columns mapped from disk, and their damage
 projections.store           rows of projected gradients on disk
+projections.store_writer    writing a store that survives a kill
+projections.store_edits     delete, compact and merge
 projections.embeddings      one vector a row, from anything, kept in shards
 projections.encoders        from rows to embeddings
 projections.best            the best rows so far
