@@ -54,7 +54,7 @@ from projections.per_example import (
     TableRows,
     Vectors,
 )
-from projections.philox import uniforms
+from projections.philox import keyed_words, uniforms
 from projections.progress import show_progress, track
 from projections.rademacher import Rademacher
 from projections.records import read_dataset, write_dataset
@@ -141,6 +141,7 @@ __all__ = [
     "fingerprint_model",
     "flatten_batches",
     "index_gradients",
+    "keyed_words",
     "merge_stores",
     "query_rows",
     "read_dataset",

@@ -85,3 +85,21 @@ def uniforms(seed: int, name: str, size: int) -> Float[np.ndarray, " size"]:
     """
     words = philox(derive_key(seed, name), torch.arange(-(-size // 4)))
     return words.reshape(-1)[:size].numpy() / 2.0**32
+
+
+def keyed_words(seed: int, name: str, numbers: Int[np.ndarray, " n"]) -> Int[np.ndarray, "n 4"]:
+    """Return four random 32-bit words for each number below 2**63, whatever comes beside it.
+
+    Args:
+        seed: The seed.
+        name: What the words are for, so that two uses of one seed do not meet.
+        numbers: Numbers of what is drawn.
+
+    Example:
+        >>> both = keyed_words(0, "an example", np.array([5, 7]))
+        >>> bool((both[1] == keyed_words(0, "an example", np.array([7]))[0]).all())
+        True
+    """
+    low = torch.from_numpy(np.asarray(numbers, dtype=np.int64) & MASK)
+    high = torch.from_numpy(np.asarray(numbers, dtype=np.int64) >> 32)
+    return philox(derive_key(seed, name), low, high).numpy()

@@ -34,8 +34,18 @@ from selection.mixtures import (
     Mixture,
     OnlineMixture,
 )
+from selection.norm_sampling import RunningNorms, norm_probabilities
 from selection.pruning import prune
 from selection.reweighting import Reweighting
+from selection.samplers import (
+    DrawBatchSampler,
+    Draws,
+    DrawSampler,
+    MixtureDraws,
+    MixtureStream,
+    SelectionDraws,
+    WeightedDraws,
+)
 from selection.starts import RandomStart, UniformStart
 from selection.stopping import (
     DataShare,
@@ -61,6 +71,9 @@ __all__ = [
     "ConstantTemperature",
     "CosineTemperature",
     "DataShare",
+    "DrawBatchSampler",
+    "DrawSampler",
+    "Draws",
     "EffectiveSampleSize",
     "ExampleWeights",
     "FencedRange",
@@ -76,18 +89,23 @@ __all__ = [
     "MirrorDescent",
     "MirrorState",
     "Mixture",
+    "MixtureDraws",
+    "MixtureStream",
     "OnlineMixture",
     "Pick",
     "QuantileRange",
     "RandomStart",
     "Restarts",
     "Reweighting",
+    "RunningNorms",
     "Selection",
+    "SelectionDraws",
     "SequentialIncreases",
     "Step",
     "StepTemperature",
     "StoppingRule",
     "UniformStart",
+    "WeightedDraws",
     "causal_losses",
     "causal_token_losses",
     "classification_losses",
@@ -97,6 +115,7 @@ __all__ = [
     "kl_dro",
     "linupper",
     "mean_norm_alignments",
+    "norm_probabilities",
     "prune",
     "quadratic",
     "regression_losses",

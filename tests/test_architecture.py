@@ -99,6 +99,18 @@ selection.temperatures      how strongly, and how that changes over a run
 selection.loss_weights      weights of examples from their losses
 selection.reweighting       the same in a running training
 selection.group_dro         weights of groups by their losses
+selection.norm_sampling     rows in proportion to gradient norms
+selection.samplers.keyed    random numbers from a seed, a name and a number
+selection.samplers.timeline which batch is drawn with which weights
+selection.samplers.base     from the number of a batch to its rows
+selection.samplers.weighted rows by weights that may change
+selection.samplers.selected the rows of a selection in epochs
+selection.samplers.domains  the domain of each draw
+selection.samplers.mixed    rows of a dataset by a mixture
+selection.samplers.torch_samplers   draws as samplers of PyTorch
+selection.samplers.sources  rows by number
+selection.samplers.stream   several sources as one stream
+selection.samplers          samplers and streams for PyTorch
 selection                   which examples to train on
 gradsift.figures            figures that follow the colours of a page
 gradsift.html               pages that need nothing else
