@@ -82,6 +82,17 @@ class InfluenceIndex:
         matrix = self.projector.eigenvalues if self.gram is None else torch.from_numpy(self.gram)
         return Whitening(matrix, self.damping)
 
+    @cached_property
+    def _candidates(self) -> Whitening:
+        """The same for candidates: the full curvature, on the kept coordinates alone.
+
+        What a score is to be computed again for must be found by that score's own metric.
+        """
+        damped = self.projector.eigenvalues.double().clone()
+        for name, kept in self.projector.kept.items():
+            damped[kept.slots] += self.curvature.dampings[name]
+        return Whitening(damped, 0.0)
+
     def query_rows(
         self, task: Task, queries: Any, *, settings: PassSettings | None = None
     ) -> Float[np.ndarray, "q D"]:
@@ -95,6 +106,12 @@ class InfluenceIndex:
         Raises:
             StoreMismatchError: The model is not the one that was indexed.
         """
+        return self._whitened(self.whitening, task, queries, settings)
+
+    def _whitened(
+        self, whitening: Whitening, task: Task, queries: Any, settings: PassSettings | None
+    ) -> Float[np.ndarray, "q D"]:
+        """Return the rows of queries in one metric."""
         self.curvature.check_model(task)
         table = run_pass(
             QueryTask(task),
@@ -103,7 +120,7 @@ class InfluenceIndex:
             settings=self.curvature.reading(settings),
             description="queries",
         )
-        return self.whitening.apply(torch.from_numpy(table.columns["sketch"])).numpy()
+        return whitening.apply(torch.from_numpy(table.columns["sketch"])).numpy()
 
     def search(
         self,
@@ -122,7 +139,8 @@ class InfluenceIndex:
             queries: A dataset of queries.
             k: Number of rows at each end.
             rerank: Number of candidates at each end that are scored again by the full
-                curvature; 0 for none. The gradients of those candidates are recomputed.
+                curvature; 0 for none. They are found by the eigenvalues, which come nearest to
+                that score, and their gradients are recomputed.
             data: The indexed data, needed for re-ranking.
             settings: Batching.
 
@@ -138,7 +156,8 @@ class InfluenceIndex:
             if data is None:
                 raise ValueError("`data` must be given to re-rank: its gradients are recomputed.")
             self.store.require(data=as_rows(data).fingerprint)
-        rows = self.query_rows(task, queries, settings=settings)
+        whitening = self._candidates if rerank else self.whitening
+        rows = self._whitened(whitening, task, queries, settings)
         top, bottom = SearchIndex(self.store).search_both(rows, max(k, rerank))
         if not rerank:
             return top, bottom

@@ -82,6 +82,16 @@ def test_a_reranked_search_has_the_full_scores(setup, tmp_path) -> None:
     np.testing.assert_allclose(top.scores, -np.sort(-exact, axis=1)[:, :5], rtol=1e-8)
 
 
+def test_candidates_are_found_by_the_metric_that_ranks_them_again(setup, tmp_path) -> None:
+    task, train, queries, fitted = setup
+    # With all coordinates and no more candidates than hits, only that metric finds them all.
+    index = build_index(fitted, task, train, num_dims=size_of(fitted), path=tmp_path)
+    exact = np.argsort(-fitted.scores(task, queries, train).values, axis=1)[:, :5]
+    assert (np.sort(index.search(task, queries, k=5)[0].ids) != np.sort(exact)).any()
+    top, _ = index.search(task, queries, k=5, rerank=5, data=train)
+    np.testing.assert_array_equal(top.ids, exact)
+
+
 def test_exact_self_influence_stands_beside_the_rows(setup, tmp_path) -> None:
     task, train, _, fitted = setup
     index = build_index(fitted, task, train, num_dims=4, path=tmp_path)
