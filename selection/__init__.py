@@ -3,6 +3,7 @@
 from selection.alignment import AlignmentStep, cosine_alignments, mean_norm_alignments
 from selection.base import Selection
 from selection.clusters import Clusters, KMeans
+from selection.dedup import SemanticDedup
 from selection.example_losses import (
     causal_losses,
     causal_token_losses,
@@ -10,11 +11,13 @@ from selection.example_losses import (
     regression_losses,
     token_losses,
 )
+from selection.facility_location import FacilityLocation
 from selection.gio import GIO
 from selection.gio_path import GIOPath
 from selection.greedy import Pick
 from selection.group_dro import GroupDRO
 from selection.history import History
+from selection.k_center import KCenter
 from selection.loss_curves import (
     FencedRange,
     QuantileRange,
@@ -34,6 +37,7 @@ from selection.mixtures import (
     Mixture,
     OnlineMixture,
 )
+from selection.neighbours import NeighbourGraph
 from selection.norm_sampling import RunningNorms, norm_probabilities
 from selection.pruning import prune
 from selection.reweighting import Reweighting
@@ -76,12 +80,14 @@ __all__ = [
     "Draws",
     "EffectiveSampleSize",
     "ExampleWeights",
+    "FacilityLocation",
     "FencedRange",
     "FixedMixture",
     "GIOPath",
     "GroupDRO",
     "History",
     "Increase",
+    "KCenter",
     "KMeans",
     "LossReweighter",
     "MinDifference",
@@ -91,6 +97,7 @@ __all__ = [
     "Mixture",
     "MixtureDraws",
     "MixtureStream",
+    "NeighbourGraph",
     "OnlineMixture",
     "Pick",
     "QuantileRange",
@@ -100,6 +107,7 @@ __all__ = [
     "RunningNorms",
     "Selection",
     "SelectionDraws",
+    "SemanticDedup",
     "SequentialIncreases",
     "Step",
     "StepTemperature",

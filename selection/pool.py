@@ -3,8 +3,9 @@
 Letters: ``n`` rows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -41,13 +42,9 @@ class Pool:
             DataError: There is not one mark a row.
         """
         given = as_embeddings(source)
-        if eligible is None:
+        marks = marks_of(len(given), eligible)
+        if marks.all():
             return cls(given.by_id(), given.order, {})
-        marks = np.asarray(eligible, dtype=bool)
-        if marks.shape != (len(given),):
-            raise DataError(
-                f"`eligible` must have one mark a row, {len(given)}. Got the shape {marks.shape}."
-            )
         order = given.order[marks[given.order]]
         masked = dict.fromkeys(given.ids[~marks].tolist(), MASKED)
         return cls(given.take(order), order, masked)
@@ -55,6 +52,22 @@ class Pool:
     def __len__(self) -> int:
         """Return the number of rows."""
         return len(self.embeddings)
+
+
+def marks_of(num_rows: int, eligible: Bool[np.ndarray, " n"] | None) -> Bool[np.ndarray, " n"]:
+    """Return which rows may be chosen: all unless said.
+
+    Raises:
+        DataError: There is not one mark a row.
+    """
+    if eligible is None:
+        return np.ones(num_rows, dtype=bool)
+    marks = np.asarray(eligible, dtype=bool)
+    if marks.shape != (num_rows,):
+        raise DataError(
+            f"`eligible` must have one mark a row, {num_rows}. Got the shape {marks.shape}."
+        )
+    return marks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +122,21 @@ class Budget:
             total = np.cumsum(self.tokens[ranking])
             most = min(most, int(np.searchsorted(total, self.max_tokens, side="right")))
         return most
+
+    def take(self, ranking: Iterable[int], positions: Int[np.ndarray, " n"]) -> Iterator[int]:
+        """Yield what fits of a ranking that is made as it is asked for.
+
+        Args:
+            ranking: Rows of a pool, best first.
+            positions: Where each row of the pool stands in the data.
+        """
+        spent, most = 0.0, len(positions) if self.num_selected is None else self.num_selected
+        for row in islice(ranking, most):
+            if self.tokens is not None and self.max_tokens is not None:
+                spent += float(self.tokens[positions[row]])
+                if spent > self.max_tokens:
+                    return
+            yield row
 
     @property
     def reason(self) -> str:

@@ -86,6 +86,10 @@ selection.stopping          when greedy selection stops
 selection.greedy            one pick after the other
 selection.gio_path          what GIO leaves, and selections from it
 selection.gio               rows that bring a set near a target
+selection.neighbours        which rows lie near which
+selection.facility_location     rows that represent all others
+selection.k_center          rows that leave no other far away
+selection.dedup             one of rows that say nearly the same
 selection.alignment         one step of a mixture along gradients
 selection.mixtures.base     what samplers read, and what a training loop calls
 selection.mixtures.mirror   mirror descent: how signals move weights
