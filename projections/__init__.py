@@ -21,6 +21,8 @@ from projections.checks import (
     require,
 )
 from projections.columns import GradientNorm, Sketch, Statistic
+from projections.concatenated import Concatenated
+from projections.coordinates import Coordinates, coordinates
 from projections.data import Rows, as_ids, as_rows, flatten_batches
 from projections.embeddings import Embeddings, Encoder, as_embeddings, embed
 from projections.encoders import (
@@ -41,9 +43,11 @@ from projections.errors import (
 )
 from projections.files import read_json, replacing, write_json
 from projections.fingerprint import describe, fingerprint_model
-from projections.gaussian import Gaussian
+from projections.gaussian import Gaussian, normal_entries
 from projections.indexing import append_gradients, index_gradients, query_rows
+from projections.kronecker import Kronecker, KroneckerBlock, random_kronecker
 from projections.labels import Labels
+from projections.masked import Masked
 from projections.passes import PassSettings, run_pass
 from projections.per_example import (
     Component,
@@ -56,10 +60,12 @@ from projections.per_example import (
 )
 from projections.philox import keyed_words, uniforms
 from projections.progress import show_progress, track
-from projections.rademacher import Rademacher
+from projections.rademacher import Rademacher, sign_entries
 from projections.records import read_dataset, write_dataset
 from projections.scores import Scores, read_parquet
 from projections.search import FaissIndex, SearchIndex
+from projections.selected import Selected
+from projections.sides import GivenSide, RandomSide, Side
 from projections.sjlt import SJLT
 from projections.srht import SRHT
 from projections.store import GradientStore
@@ -81,7 +87,9 @@ __all__ = [
     "Column",
     "ColumnEncoder",
     "Component",
+    "Concatenated",
     "ConvergenceError",
+    "Coordinates",
     "DataError",
     "Embeddings",
     "Encoder",
@@ -90,13 +98,17 @@ __all__ = [
     "FolderCheckpoint",
     "Formed",
     "Gaussian",
+    "GivenSide",
     "Gradient",
     "GradientNorm",
     "GradientStore",
     "GradsiftError",
     "HiddenStates",
+    "Kronecker",
+    "KroneckerBlock",
     "Labels",
     "Layout",
+    "Masked",
     "NonDeterministicError",
     "NonFiniteError",
     "OuterProducts",
@@ -106,12 +118,15 @@ __all__ = [
     "Provenance",
     "QueryTask",
     "Rademacher",
+    "RandomSide",
     "Regression",
     "Rows",
     "Scores",
     "SearchIndex",
+    "Selected",
     "SentenceEncoder",
     "SequenceClassification",
+    "Side",
     "Sketch",
     "Statistic",
     "StoreMismatchError",
@@ -134,6 +149,7 @@ __all__ = [
     "check_one_of",
     "compact_store",
     "concatenate_top",
+    "coordinates",
     "delete_rows",
     "describe",
     "embed",
@@ -143,7 +159,9 @@ __all__ = [
     "index_gradients",
     "keyed_words",
     "merge_stores",
+    "normal_entries",
     "query_rows",
+    "random_kronecker",
     "read_dataset",
     "read_json",
     "read_parquet",
@@ -151,6 +169,7 @@ __all__ = [
     "require",
     "run_pass",
     "show_progress",
+    "sign_entries",
     "to_device",
     "track",
     "uniforms",

@@ -14,12 +14,12 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from projections.checks import matches
 from projections.errors import NonDeterministicError, UnsupportedLayerError
 from projections.layers import RULES, Part
 from projections.layers.norm import is_rms_norm, rms_norm_part
@@ -102,7 +102,7 @@ def find_components(
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if parameter.requires_grad:
             names.setdefault(id(parameter), name)  # a tied parameter has several; the first counts
-            if _matches(name, patterns):
+            if patterns is None or matches(name, patterns):
                 matching.add(id(parameter))
     names = {key: name for key, name in names.items() if key in matching}
     sharing = Counter(
@@ -396,11 +396,3 @@ def _bias_of(part: Part) -> Callable[[Component, nn.Module, Tensor, Tensor], Ter
         return Vectors(component, term.bias_vector.reshape(len(output_grads), -1))
 
     return make_term
-
-
-def _matches(name: str, patterns: Sequence[str] | None) -> bool:
-    """Tell whether a parameter or the module that owns it matches one of the patterns."""
-    owner = name.rpartition(".")[0]
-    return patterns is None or any(
-        fnmatchcase(name, pattern) or fnmatchcase(owner, pattern) for pattern in patterns
-    )

@@ -1,6 +1,7 @@
 """Checks of arguments: each message says what must hold, what came and what to do."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from fnmatch import fnmatchcase
 from importlib import import_module
 from types import ModuleType
 
@@ -23,6 +24,18 @@ def check_one_of(name: str, value: str, allowed: Collection[str]) -> None:
     if value not in allowed:
         words = ", ".join(repr(word) for word in sorted(allowed))
         raise ValueError(f"`{name}` must be one of {words}. Got {value!r}.")
+
+
+def check_patterns(name: str, patterns: Sequence[str]) -> None:
+    """Refuse no patterns, and one string, which would be a pattern for each letter."""
+    if isinstance(patterns, str) or not patterns:
+        raise ValueError(f"`{name}` must be a tuple of patterns, at least one. Got {patterns!r}.")
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Tell whether a parameter, or the module that owns it, matches one of the patterns."""
+    owner = name.rpartition(".")[0]
+    return any(fnmatchcase(name, p) or fnmatchcase(owner, p) for p in patterns)
 
 
 def check_not_empty(name: str, length: int) -> None:

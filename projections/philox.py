@@ -103,3 +103,15 @@ def keyed_words(seed: int, name: str, numbers: Int[np.ndarray, " n"]) -> Int[np.
     low = torch.from_numpy(np.asarray(numbers, dtype=np.int64) & MASK)
     high = torch.from_numpy(np.asarray(numbers, dtype=np.int64) >> 32)
     return philox(derive_key(seed, name), low, high).numpy()
+
+
+def draw_subset(key: Key, size: int, count: int) -> Int[Tensor, " c"]:
+    """Return ``count`` of the numbers below ``size``, drawn without replacement, in order.
+
+    Args:
+        key: Key of the draw.
+        size: How many numbers there are.
+        count: How many are drawn: those with the smallest random words.
+    """
+    words = philox(key, torch.arange(-(-size // 4))).flatten()[:size]
+    return words.argsort(stable=True)[:count].sort().values

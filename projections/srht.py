@@ -19,7 +19,7 @@ from torch import Tensor
 from projections.checks import check_between
 from projections.hadamard import next_power_of_two, walsh_hadamard
 from projections.per_example import Gradient, Parameter, TableRows
-from projections.philox import derive_key, distinct, philox
+from projections.philox import derive_key, distinct, draw_subset
 from projections.rademacher import sign_entries
 
 CHUNK_ENTRIES = {"cpu": 1 << 18}  # entries transformed at a time, by device
@@ -154,7 +154,5 @@ class SRHT:
 @cache
 def _sampled_rows(seed: int, num_dims: int, device: str) -> Int[Tensor, " k"]:
     """Return which rows of the Hadamard matrix are kept, the same for all blocks."""
-    size = next_power_of_two(num_dims)
-    words = philox(derive_key(seed, "rows of SRHT"), torch.arange(-(-size // 4)))
-    order = words.flatten()[:size].argsort(stable=True)
-    return order[:num_dims].sort().values.to(device)
+    key = derive_key(seed, "rows of SRHT")
+    return draw_subset(key, next_power_of_two(num_dims), num_dims).to(device)

@@ -16,14 +16,21 @@ from projections import (
     Formed,
     Gaussian,
     Gradient,
+    Kronecker,
+    KroneckerBlock,
+    Masked,
     OuterProducts,
     Parameter,
     Projector,
     Rademacher,
+    RandomSide,
     TableRows,
     TensorSketch,
     Vectors,
+    sign_entries,
 )
+from projections.kronecker import matrix_shape
+from projections.sides import Draw
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,73 @@ def tensor_variance(g: Tensor, h: Tensor, k: int) -> float:
     return float((one_side + both) / k + (1 + (k % 2 == 0)) / k**2 * crossed)
 
 
+def mask_variance(kept: int) -> Callable[[Tensor, Tensor, int], float]:
+    """As the docstring of `Masked` says, for an SJLT with one sign."""
+
+    def chances(size: int) -> Tensor:
+        count = min(kept, size)
+        both = torch.full((size, size), count * (count - 1) / max(1, size * (size - 1)))
+        return both.fill_diagonal_(count / size).double()
+
+    def variance(g: Tensor, h: Tensor, k: int) -> float:
+        scale = float(torch.tensor([size / min(kept, size) for size in g.shape]).double().prod())
+        rows, columns = map(chances, g.shape)
+
+        def pairs(a: Tensor, b: Tensor) -> Tensor:
+            return scale**2 * (a * (rows @ b @ columns)).sum()
+
+        p = g * h
+        own = pairs(g * g, h * h) + pairs(p, p) - 2 * scale * (p * p).sum()
+        return float(pairs(p, p) - p.sum() ** 2 + own / k)
+
+    return variance
+
+
+SIDES = {6: (2, 3), 8: (2, 4), 9: (3, 3), 16: (4, 4), 64: (8, 8), 256: (16, 16)}
+
+
+def two_sided(k: int, seed: int, draw: Draw = sign_entries) -> Kronecker:
+    """A two-sided projector whose components share all their dimensions."""
+    blocks = {}
+    for component in [*COMPONENTS.values(), *OTHERS]:
+        name = component.name
+        rows, columns = matrix_shape(component)
+        p, q = (k, 1) if columns is None else SIDES[k]
+        left = Unbounded(name=f"{name}/left", size=rows, num_dims=p, seed=seed, draw=draw)
+        right = Unbounded(name=f"{name}/right", size=columns or 1, num_dims=q, seed=seed, draw=draw)
+        blocks[name] = KroneckerBlock(0, left, None if columns is None else right)
+    return Kronecker(k, f"{seed}", blocks)
+
+
+class Unbounded(RandomSide):
+    """A random side that may have more dimensions than features, as in tiny cases."""
+
+    def __post_init__(self) -> None:
+        pass
+
+    def matrix(self, like: Tensor) -> Tensor:
+        return self._entries(torch.arange(self.size), like)
+
+    def rows(self, numbers: Tensor, like: Tensor) -> Tensor:
+        return self._entries(numbers.flatten(), like).view(*numbers.shape, self.num_dims)
+
+
+def two_sided_variance(g: Tensor, h: Tensor, k: int) -> float:
+    """Exactly, for signs: the right side's own, and the left side's in expectation over it."""
+    p, q = SIDES[k]
+
+    def off(matrix: Tensor) -> Tensor:
+        return matrix - torch.diag(torch.diag(matrix))
+
+    columns, rows = g.T @ h, g @ h.T
+    right = (off(columns) * (off(columns) + off(columns).T)).sum() / q
+    squares = rows**2 + rows * rows.T
+    norms = (g * g).sum(1)[:, None] * (h * h).sum(1) + rows**2 - 2 * (g * g) @ (h * h).T
+    dots = (g @ g.T) * (h @ h.T) + torch.outer(torch.diag(rows), torch.diag(rows))
+    dots = dots - 2 * (g * h) @ (g * h).T
+    return float(right + off(squares + (norms + dots) / q).sum() / p)
+
+
 PROJECTORS = {
     "sjlt-1": Row(lambda k, seed: SJLT(num_dims=k, seed=seed), sign_variance(1)),
     "sjlt-4": Row(lambda k, seed: SJLT(num_dims=k, num_signs=4, seed=seed), sign_variance(4)),
@@ -116,6 +190,12 @@ PROJECTORS = {
     "srht": Row(lambda k, seed: SRHT(num_dims=k, seed=seed), hadamard_variance),
     "tensorsketch": Row(
         lambda k, seed: TensorSketch(num_dims=k, seed=seed), sign_variance(1), tensor_variance
+    ),
+    "kronecker": Row(two_sided, sign_variance(1), two_sided_variance),
+    "masked": Row(
+        lambda k, seed: Masked(projector=SJLT(num_dims=k, seed=seed), kept=3, seed=seed),
+        sign_variance(1),
+        mask_variance(3),
     ),
     "gaussian": Row(lambda k, seed: Gaussian(num_dims=k, seed=seed), normal_variance),
 }
@@ -127,6 +207,10 @@ COMPONENTS = {
     "vector": Component("norm.weight", (Parameter("norm.weight", (7,)),), "vector"),
     "tied": Component("wte", (Parameter("wte.weight", (9, 4)),), "mixed"),
 }
+LONG = Component("long", (Parameter("long", (23,)),), "vector")
+MATRIX = Component("matrix", (Parameter("matrix.weight", (4, 5)),))
+RENAMED = Component("other", (Parameter("other", (7,)),), "vector")
+OTHERS = (LONG, MATRIX, RENAMED)
 
 
 def gradient(kind: str, num: int, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Gradient:

@@ -39,6 +39,12 @@ projections.sjlt            sparse random projection
 projections.tensorsketch    sparse projection of rows times columns
 projections.dense           what dense projections share
 projections.rademacher      dense projection by random signs
+projections.sides           matrices of a layer's inputs or outputs
+projections.kronecker       two-sided projection of each layer
+projections.masked          random coordinates, then a sketch of them
+projections.selected        components chosen by name
+projections.coordinates     gradients as they are
+projections.concatenated    several projections side by side
 projections.hadamard        the Walsh-Hadamard transform
 projections.srht            Hadamard matrices between random signs
 projections.gaussian        dense projection by normal numbers
