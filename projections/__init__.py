@@ -48,6 +48,7 @@ from projections.indexing import append_gradients, index_gradients, query_rows
 from projections.kronecker import Kronecker, KroneckerBlock, random_kronecker
 from projections.labels import Labels
 from projections.masked import Masked
+from projections.parallel import ordered_map
 from projections.passes import PassSettings, run_pass
 from projections.per_example import (
     Component,
@@ -74,6 +75,7 @@ from projections.store_writer import StoreWriter
 from projections.task import QueryTask, Task, to_device
 from projections.tasks import CausalLM, Classification, Regression, SequenceClassification
 from projections.tensorsketch import TensorSketch
+from projections.texts import Block, TextBatch, TextColumns, Texts, as_texts
 
 __all__ = [
     "SJLT",
@@ -81,6 +83,7 @@ __all__ = [
     "Accumulator",
     "Batch",
     "BestRows",
+    "Block",
     "Capture",
     "CausalLM",
     "Classification",
@@ -135,6 +138,9 @@ __all__ = [
     "TableRows",
     "Task",
     "TensorSketch",
+    "TextBatch",
+    "TextColumns",
+    "Texts",
     "TfidfSVD",
     "TopK",
     "UnsupportedLayerError",
@@ -143,6 +149,7 @@ __all__ = [
     "as_embeddings",
     "as_ids",
     "as_rows",
+    "as_texts",
     "check_at_least",
     "check_between",
     "check_not_empty",
@@ -160,6 +167,7 @@ __all__ = [
     "keyed_words",
     "merge_stores",
     "normal_entries",
+    "ordered_map",
     "query_rows",
     "random_kronecker",
     "read_dataset",

@@ -103,6 +103,24 @@ class Accumulator(Protocol):
 
 
 @runtime_checkable
+class Stateful(Protocol):
+    """What grows along a pass and can be saved on the way; accumulators are."""
+
+    @property
+    def name(self) -> str:
+        """Name under which its state is kept."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all that was accumulated."""
+        ...
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a state."""
+        ...
+
+
+@runtime_checkable
 class Projector(Protocol):
     """A linear map of gradients to ``k`` numbers, a pure function of its settings.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save
 
-from projections.base import Accumulator
+from projections.base import Stateful
 from projections.errors import StoreMismatchError
 from projections.files import read_json, replacing, write_json
 from projections.fingerprint import differences
@@ -49,13 +49,13 @@ class FolderCheckpoint:
         """Number of shards that the saved state covers."""
         return self._finished
 
-    def restore(self, accumulators: Sequence[Accumulator]) -> None:
+    def restore(self, accumulators: Sequence[Stateful]) -> None:
         """Load the saved state, if there is one."""
         if self._finished:
             for accumulator in accumulators:
                 accumulator.load(load_file(self._file(accumulator, self._finished)))
 
-    def save(self, shard: int, accumulators: Sequence[Accumulator]) -> None:
+    def save(self, shard: int, accumulators: Sequence[Stateful]) -> None:
         """Save the state, then say so, then remove the one before."""
         before, self._finished = self._finished, shard + 1
         for accumulator in accumulators:
@@ -67,6 +67,6 @@ class FolderCheckpoint:
         for accumulator in accumulators:
             self._file(accumulator, before).unlink(missing_ok=True)
 
-    def _file(self, accumulator: Accumulator, finished: int) -> Path:
+    def _file(self, accumulator: Stateful, finished: int) -> Path:
         """Return where a state is kept."""
         return self.folder / f"{accumulator.name}-{finished:06d}.safetensors"

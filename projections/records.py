@@ -16,10 +16,16 @@ import zstandard
 
 from projections.errors import DataError
 from projections.files import replacing
+from projections.streams import (
+    BREAKS_OFF,
+    COMPRESSED,
+    broken_off,
+    lines,
+    parse_line,
+    without_compression,
+)
 
 BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
-COMPRESSED = (".gz", ".zst")
-CHUNK = 1 << 17  # bytes decompressed at a time
 
 
 def read_dataset(source: str | Path, *, split: str = "train") -> datasets.Dataset:
@@ -43,7 +49,7 @@ def read_dataset(source: str | Path, *, split: str = "train") -> datasets.Datase
             raise DataError(
                 f"{path} must be a folder made by `save_to_disk`. It is not."
             ) from error
-    builder, compressed = BUILDERS.get(_format(path)), path.suffix in COMPRESSED
+    builder, compressed = BUILDERS.get(without_compression(path)), path.suffix in COMPRESSED
     if builder is None and not compressed and not path.exists():
         return _one_split(datasets.load_dataset(str(source), split=split), split, path)
     if not path.exists():
@@ -78,7 +84,7 @@ def write_dataset(dataset: datasets.Dataset, path: str | Path) -> None:
         DataError: The ending is none of these.
     """
     path = Path(path)
-    kind = _format(path)
+    kind = without_compression(path)
     if kind not in BUILDERS:
         raise DataError(
             f"{path} must end in one of {', '.join(BUILDERS)}, perhaps with .gz or .zst."
@@ -101,56 +107,14 @@ def check_lines(path: Path) -> None:
     """
     number, empty = 0, True
     try:
-        for number, line in enumerate(_lines(path), start=1):
-            if not line.strip():
-                continue
-            if not isinstance(json.loads(line.decode()), dict):
-                raise DataError(f"{path}, line {number}: every line must be a JSON object {{...}}.")
-            empty = False
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {number}: every line must be JSON. {error}.") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}, line {number}: the text must be UTF-8. {error}.") from error
-    except (EOFError, gzip.BadGzipFile, zstandard.ZstdError) as error:
-        raise DataError(
-            f"{path} must be a whole compressed file. It breaks off after line {number}: {error}."
-        ) from error
+        for number, line in enumerate(lines(path), start=1):
+            if line.strip():
+                parse_line(line, path, number)
+                empty = False
+    except BREAKS_OFF as error:
+        raise broken_off(path, number, error) from error
     if empty:
         raise DataError(f"{path} must hold at least one row. It holds none.")
-
-
-def _format(path: Path) -> str:
-    """Return the ending that says the format: the last one that is no compression."""
-    return path.with_suffix("").suffix if path.suffix in COMPRESSED else path.suffix
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    """Yield the lines of a plain or compressed file."""
-    with path.open("rb") as raw:
-        if path.suffix == ".gz":
-            with gzip.GzipFile(fileobj=raw) as stream:
-                yield from stream
-        elif path.suffix == ".zst":
-            yield from _zstd_lines(raw)
-        else:
-            yield from raw
-
-
-def _zstd_lines(raw: IO[bytes]) -> Iterator[bytes]:
-    """Yield the lines of a zstd file of any number of frames, each of which must be whole."""
-    # NOTE: `stream_reader` takes a frame that breaks off for one that ends.
-    text = unread = b""
-    frame = None
-    while chunk := unread or raw.read(CHUNK):
-        frame = frame or zstandard.ZstdDecompressor().decompressobj()
-        *lines, text = (text + frame.decompress(chunk)).split(b"\n")
-        yield from lines
-        unread = frame.unused_data
-        frame = None if frame.eof else frame
-    if frame is not None:
-        raise EOFError("the last frame has no end")
-    if text:
-        yield text
 
 
 @contextmanager

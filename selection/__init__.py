@@ -4,6 +4,7 @@ from selection.alignment import AlignmentStep, cosine_alignments, mean_norm_alig
 from selection.base import Selection
 from selection.clusters import Clusters, KMeans
 from selection.dedup import SemanticDedup
+from selection.dsir import DSIR, FittedDSIR
 from selection.example_losses import (
     causal_losses,
     causal_token_losses,
@@ -38,8 +39,10 @@ from selection.mixtures import (
     OnlineMixture,
 )
 from selection.neighbours import NeighbourGraph
+from selection.ngrams import HashedNgrams
 from selection.norm_sampling import RunningNorms, norm_probabilities
 from selection.pruning import prune
+from selection.resampling import Draw, resample
 from selection.reweighting import Reweighting
 from selection.samplers import (
     DrawBatchSampler,
@@ -69,12 +72,14 @@ from selection.temperatures import (
 )
 
 __all__ = [
+    "DSIR",
     "GIO",
     "AlignmentStep",
     "Clusters",
     "ConstantTemperature",
     "CosineTemperature",
     "DataShare",
+    "Draw",
     "DrawBatchSampler",
     "DrawSampler",
     "Draws",
@@ -82,9 +87,11 @@ __all__ = [
     "ExampleWeights",
     "FacilityLocation",
     "FencedRange",
+    "FittedDSIR",
     "FixedMixture",
     "GIOPath",
     "GroupDRO",
+    "HashedNgrams",
     "History",
     "Increase",
     "KCenter",
@@ -127,6 +134,7 @@ __all__ = [
     "prune",
     "quadratic",
     "regression_losses",
+    "resample",
     "token_losses",
     "uniform",
     "upper",

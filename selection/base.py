@@ -15,6 +15,7 @@ from jaxtyping import Float
 from projections import DataError, Provenance, Rows, read_parquet, replacing
 
 METADATA = b"gradsift"
+COLUMNS = ("id", "kept", "weight", "reason")
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Selection:
         weights: Their weights in training.
         rejected: Reason for each row that was left out, by id.
         provenance: Where the selection came from.
+        columns: What else is known of the chosen rows, one entry each, such as their scores.
 
     Example:
         >>> chosen = Selection(np.array([2, 0]), np.ones(2), {1: "score 0.1 is below 0.5"})
@@ -37,13 +39,20 @@ class Selection:
     weights: Float[np.ndarray, " n"]
     rejected: Mapping[Any, str] = field(default_factory=dict)
     provenance: Provenance = field(default_factory=dict)
+    columns: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Check that each id has one weight."""
+        """Check that each id has one weight, and one entry in each column."""
         if len(self.ids) != len(self.weights):
             raise ValueError(
                 f"`weights` must have one entry an id. Got {len(self.weights)} and {len(self.ids)}."
             )
+        for name, values in self.columns.items():
+            if len(values) != len(self.ids) or name in COLUMNS:
+                raise ValueError(
+                    f"the column {name!r} must have one entry an id and a name other than "
+                    f"{', '.join(COLUMNS)}. Got {len(values)} for {len(self.ids)} ids."
+                )
 
     def __len__(self) -> int:
         """Return the number of chosen rows."""
@@ -72,14 +81,17 @@ class Selection:
         return Rows(data).fetch([int(position) for position in positions])
 
     def save(self, path: str | Path) -> None:
-        """Write parquet with the columns id, kept, weight and reason."""
+        """Write parquet with the columns id, kept, weight and reason, and those of the rows."""
         chosen, rejected = self.ids.tolist(), list(self.rejected)
+        empty = [None] * len(rejected)
+        more = {name: pa.array(v.tolist() + empty) for name, v in self.columns.items()}
         table = pa.table(
             {
                 "id": pa.array(chosen + rejected),
                 "kept": [True] * len(chosen) + [False] * len(rejected),
                 "weight": np.concatenate([self.weights, np.zeros(len(rejected))]),
                 "reason": [""] * len(chosen) + list(self.rejected.values()),
+                **more,
             }
         )
         note = json.dumps(dict(self.provenance)).encode()
@@ -102,4 +114,6 @@ class Selection:
         weights = table.column("weight").to_numpy()[kept]
         rejected = {ids[row]: reasons[row] for row in np.flatnonzero(~kept).tolist()}
         note = json.loads((table.schema.metadata or {}).get(METADATA, b"{}"))
-        return cls(np.asarray(ids)[kept], weights, rejected, note)
+        more = [name for name in table.column_names if name not in COLUMNS]
+        columns = {name: np.asarray(table.column(name).to_pylist())[kept] for name in more}
+        return cls(np.asarray(ids)[kept], weights, rejected, note, columns)

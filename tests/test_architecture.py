@@ -16,7 +16,10 @@ projections.philox          random bits from a key and a counter
 projections.per_example     per-example gradients, kept in factors
 projections.base            the seams: column, accumulator, projector, results
 projections.data            datasets as rows with stable ids
+projections.streams         files as streams of lines
 projections.records         datasets from files and back
+projections.texts           texts with ids from anything, in blocks
+projections.parallel        work on many items at once, in order
 projections.labels          where the labels of a Fisher matrix come from
 projections.task            a model, and what the loss of an example means
 projections.tasks.categorical   losses and statistics over labels
@@ -121,6 +124,17 @@ selection.samplers.torch_samplers   draws as samplers of PyTorch
 selection.samplers.sources  rows by number
 selection.samplers.stream   several sources as one stream
 selection.samplers          samplers and streams for PyTorch
+selection.unicode_classes   letters, spaces and lower case
+selection.ngram_kernels     compiled loops over text
+selection.sha256_kernel     buckets as the reference has them
+selection.tokens            texts as tokens
+selection.ngrams            hashed n-grams
+selection.noise             noise that belongs to a row
+selection.pieces            rows cut into pieces
+selection.top_rows          the largest keys so far
+selection.resampling        rows drawn by their weights
+selection.dsir_passes       counting and weighing text
+selection.dsir              importance resampling towards a target
 selection                   which examples to train on
 gradsift.figures            figures that follow the colours of a page
 gradsift.html               pages that need nothing else

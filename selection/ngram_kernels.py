@@ -1,0 +1,306 @@
+"""Compiled loops over text: tokens, n-grams, buckets, and what is added up over them.
+
+Letters: ``n`` rows, ``T`` targets, ``B`` buckets. Text is UTF-8 in one array of bytes with
+the bounds of its rows, as arrow keeps it. Every loop releases the lock of the interpreter,
+so that threads work side by side.
+
+Import this module where it is needed and not at the top of a file: it loads numba.
+"""
+
+from collections.abc import Callable
+from inspect import unwrap
+from typing import Any
+
+import numba
+import numpy as np
+
+PRIME = np.uint64(0x100000001B3)  # of the FNV-1a hash
+OFFSET = np.uint64(0xCBF29CE484222325)
+MIX_1 = np.uint64(0xFF51AFD7ED558CCD)  # of the finaliser of MurmurHash3
+MIX_2 = np.uint64(0xC4CEB9FE1A85EC53)
+STEP = np.uint64(0x9E3779B97F4A7C15)
+HALF = np.uint64(33)
+WORD_BITS = np.uint64(32)
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """Compile without the lock, and keep the machine code where a folder can be written."""
+    plain = unwrap(function)  # what checks types during tests cannot be compiled
+    try:
+        return numba.njit(nogil=True, cache=True)(plain)
+    except RuntimeError:  # neither the package nor a cache folder of the user is writable
+        return numba.njit(nogil=True)(plain)
+
+
+@compiled
+def mix(value: np.uint64) -> np.uint64:
+    """Spread the bits of a hash over the whole word."""
+    value ^= value >> HALF
+    value *= MIX_1
+    value ^= value >> HALF
+    value *= MIX_2
+    return value ^ (value >> HALF)
+
+
+@compiled
+def has_special(data: np.ndarray) -> bool:
+    """Tell whether a capital sigma or a dotted capital I is in the text."""
+    found = 0
+    for at in range(len(data) - 1):
+        first, second = data[at], data[at + 1]
+        found |= ((first == 0xCE) & (second == 0xA3)) | ((first == 0xC4) & (second == 0xB0))
+    return found != 0
+
+
+@compiled
+def decode(data: np.ndarray, at: int) -> tuple[int, int]:
+    """Return the code point that starts at a byte, and its width. The text is valid."""
+    first = np.int64(data[at])
+    if first < 0xE0:
+        return ((first & 0x1F) << 6) | (data[at + 1] & 0x3F), 2
+    if first < 0xF0:
+        point = ((first & 0x0F) << 12) | ((data[at + 1] & 0x3F) << 6)
+        return point | (data[at + 2] & 0x3F), 3
+    point = ((first & 0x07) << 18) | ((data[at + 1] & 0x3F) << 12)
+    return point | ((data[at + 2] & 0x3F) << 6) | (data[at + 3] & 0x3F), 4
+
+
+@compiled
+def tokenize(
+    data: np.ndarray,
+    bounds: np.ndarray,
+    classes: np.ndarray,
+    lowers: np.ndarray,
+    hashes: np.ndarray,
+    row_tokens: np.ndarray,
+) -> int:
+    """Hash the words and the runs of punctuation of each row, in lower case.
+
+    Args:
+        data: Bytes of all rows.
+        bounds: Where rows begin and end, ``n + 1``.
+        classes: Class of each code point; 0 separates tokens.
+        lowers: Lower case of each code point.
+        hashes: Receives one hash a token.
+        row_tokens: Receives where the tokens of each row begin, ``n + 1``.
+
+    Returns:
+        The number of tokens.
+    """
+    num = 0
+    row_tokens[0] = 0
+    for row in range(len(bounds) - 1):
+        at, end = bounds[row], bounds[row + 1]
+        state, value = 0, OFFSET
+        while at < end:
+            point, width = np.int64(data[at]), 1
+            if point >= 0x80:
+                point, width = decode(data, at)
+            kind = classes[point]
+            if kind != state:
+                if state != 0:
+                    hashes[num] = value
+                    num += 1
+                value = OFFSET
+                state = kind
+            if kind != 0:
+                value = (value ^ np.uint64(lowers[point])) * PRIME
+            at += width
+        if state != 0:
+            hashes[num] = value
+            num += 1
+        row_tokens[row + 1] = num
+    return num
+
+
+@compiled
+def encode(point: int, out: np.ndarray, at: int) -> int:
+    """Write a code point as UTF-8 and return where it ends."""
+    if point < 0x80:
+        out[at] = point
+        return at + 1
+    if point < 0x800:
+        out[at] = 0xC0 | (point >> 6)
+    elif point < 0x10000:
+        out[at] = 0xE0 | (point >> 12)
+        at += 1
+        out[at] = 0x80 | ((point >> 6) & 0x3F)
+    else:
+        out[at] = 0xF0 | (point >> 18)
+        out[at + 1] = 0x80 | ((point >> 12) & 0x3F)
+        at += 2
+        out[at] = 0x80 | ((point >> 6) & 0x3F)
+    out[at + 1] = 0x80 | (point & 0x3F)
+    return at + 2
+
+
+@compiled
+def write_tokens(
+    data: np.ndarray,
+    bounds: np.ndarray,
+    classes: np.ndarray,
+    lowers: np.ndarray,
+    text: np.ndarray,
+    spans: np.ndarray,
+    row_tokens: np.ndarray,
+) -> int:
+    """Write the tokens of `tokenize` themselves, a space behind each.
+
+    Args:
+        data: Bytes of all rows.
+        bounds: Where rows begin and end, ``n + 1``.
+        classes: Class of each code point.
+        lowers: Lower case of each code point.
+        text: Receives the tokens as UTF-8.
+        spans: Receives where each token begins and ends in ``text``.
+        row_tokens: Receives where the tokens of each row begin, ``n + 1``.
+
+    Returns:
+        The number of tokens.
+    """
+    num, to = 0, 0
+    row_tokens[0] = 0
+    for row in range(len(bounds) - 1):
+        at, state = bounds[row], 0
+        while at < bounds[row + 1]:
+            point, width = np.int64(data[at]), 1
+            if point >= 0x80:
+                point, width = decode(data, at)
+            kind = classes[point]
+            if kind != state:
+                if state != 0:
+                    spans[num, 1] = to
+                    text[to] = 32
+                    num, to = num + 1, to + 1
+                spans[num, 0] = to
+                state = kind
+            if kind != 0:
+                to = encode(np.int64(lowers[point]), text, to)
+            at += width
+        if state != 0:
+            spans[num, 1] = to
+            text[to] = 32
+            num, to = num + 1, to + 1
+        row_tokens[row + 1] = num
+    return num
+
+
+@compiled
+def hash_tokens(text: np.ndarray, spans: np.ndarray, hashes: np.ndarray) -> None:
+    """Hash tokens that were written, as `tokenize` does on its way."""
+    for token in range(len(spans)):
+        at, value = spans[token, 0], OFFSET
+        while at < spans[token, 1]:
+            point, width = np.int64(text[at]), 1
+            if point >= 0x80:
+                point, width = decode(text, at)
+            value = (value ^ np.uint64(point)) * PRIME
+            at += width
+        hashes[token] = value
+
+
+@compiled
+def longer(value: np.uint64, word: np.uint64) -> np.uint64:
+    """Return the state of an n-gram that grows by the word before it."""
+    return mix(value + STEP) ^ word
+
+
+@compiled
+def finish(value: np.uint64, length: int) -> np.uint64:
+    """Return the hash of an n-gram of this length from its state."""
+    return mix(value + np.uint64(length) * STEP)
+
+
+@compiled
+def fast_buckets(
+    hashes: np.ndarray, row_tokens: np.ndarray, order: int, num_buckets: int, buckets: np.ndarray
+) -> None:
+    """Write the bucket of every n-gram of every row, of the orders 1 to ``order``."""
+    num, width = 0, np.uint64(num_buckets)
+    for row in range(len(row_tokens) - 1):
+        first = row_tokens[row]
+        for last in range(first, row_tokens[row + 1]):
+            value = hashes[last]
+            for length in range(1, min(order, last - first + 1) + 1):
+                if length > 1:
+                    value = longer(value, hashes[last - length + 1])
+                spread = finish(value, length)
+                buckets[num] = ((spread >> WORD_BITS) * width) >> WORD_BITS
+                num += 1
+
+
+@compiled
+def ngram_bounds(row_tokens: np.ndarray, order: int) -> np.ndarray:
+    """Return where the n-grams of each row begin, ``n + 1``."""
+    bounds = np.zeros(len(row_tokens), dtype=np.int64)
+    for row in range(len(row_tokens) - 1):
+        num_tokens = row_tokens[row + 1] - row_tokens[row]
+        num = 0
+        for length in range(1, order + 1):
+            num += max(0, num_tokens - length + 1)
+        bounds[row + 1] = bounds[row] + num
+    return bounds
+
+
+@compiled
+def count(buckets: np.ndarray, bounds: np.ndarray, slots: np.ndarray, counts: np.ndarray) -> None:
+    """Count the buckets of each row into ``counts[slot]``; a negative slot counts nowhere."""
+    for row in range(len(bounds) - 1):
+        slot = slots[row]
+        if slot >= 0:
+            for at in range(bounds[row], bounds[row + 1]):
+                counts[slot, buckets[at]] += 1
+
+
+@compiled
+def gather(buckets: np.ndarray, bounds: np.ndarray, table: np.ndarray, sums: np.ndarray) -> None:
+    """Add up the entries of a table ``T B`` over the buckets of each row, into ``n T``."""
+    for target in range(len(table)):
+        entries = table[target]
+        for row in range(len(bounds) - 1):
+            total = 0.0
+            for at in range(bounds[row], bounds[row + 1]):
+                total += entries[buckets[at]]
+            sums[row, target] = total
+
+
+@compiled
+def piece_starts(
+    data: np.ndarray,
+    bounds: np.ndarray,
+    classes: np.ndarray,
+    num_tokens: int,
+    starts: np.ndarray,
+    origin: np.ndarray,
+) -> int:
+    """Find where pieces of so many tokens begin; the first of a row begins with the row.
+
+    Args:
+        data: Bytes of all rows.
+        bounds: Where rows begin and end, ``n + 1``.
+        classes: Class of each code point.
+        num_tokens: Tokens of a piece.
+        starts: Receives where pieces begin.
+        origin: Receives the row of each.
+
+    Returns:
+        The number of pieces.
+    """
+    num = 0
+    for row in range(len(bounds) - 1):
+        at, state, seen = bounds[row], 0, 0
+        starts[num], origin[num] = at, row
+        num += 1
+        while at < bounds[row + 1]:
+            point, width = np.int64(data[at]), 1
+            if point >= 0x80:
+                point, width = decode(data, at)
+            kind = classes[point]
+            if kind != state and kind != 0:
+                if seen == num_tokens:
+                    starts[num], origin[num] = at, row
+                    num, seen = num + 1, 0
+                seen += 1
+            state = kind
+            at += width
+    return num
