@@ -19,8 +19,8 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from transformers import LlamaForCausalLM
 
 from gradsift.corpus import Corpus, Passage
-from influence import TRAK, GradientCosine, GradientDot, Metric, retrieve
-from projections import SJLT, CausalLM, PassSettings, TopK, index_gradients
+from influence import TRAK, GradientCosine, GradientDot, Metric, retrieve_rows
+from projections import SJLT, CausalLM, PassSettings, TopK, index_gradients, query_rows
 
 BASELINE = "tf-idf"
 WORDS = r"[A-Za-z]+|[0-9]+"
@@ -113,9 +113,9 @@ def run_passages(
         "cosine": GradientCosine(),
         "dot": GradientDot(),
     }
+    rows = query_rows(task, queries, projector, settings=reading, store=store)
     ends = {
-        name: retrieve(task, queries, store, projector, metric, k=settings.k, settings=reading)
-        for name, metric in metrics.items()
+        name: retrieve_rows(rows, store, metric, k=settings.k) for name, metric in metrics.items()
     }
     positions = {name: top.positions for name, (top, _) in ends.items()}
     positions[BASELINE] = nearest_by_words(queries, corpus.train, k=settings.k)

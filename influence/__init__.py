@@ -19,7 +19,7 @@ from influence.lds import LDS, linear_datamodeling_score
 from influence.lexical import Candidates, lexical_candidates
 from influence.pairwise import SelfInfluence
 from influence.plan import Plan, make_plan
-from influence.retrieval import retrieve
+from influence.retrieval import retrieve, retrieve_rows
 from influence.trak import TRAK
 
 __all__ = [
@@ -53,4 +53,5 @@ __all__ = [
     "noise_floor",
     "recipe_damping",
     "retrieve",
+    "retrieve_rows",
 ]

@@ -185,7 +185,7 @@ class InfluenceIndex:
     ) -> Float[np.ndarray, " c"]:
         """Return the full scores of some rows for one query."""
         return self.curvature.scores_of(
-            task, gradients, data.fetch(candidates.tolist()), settings=settings
+            task, gradients, data.fetch(data.find(self.store.ids[candidates])), settings=settings
         )[0]
 
     def _found(self, parts: list[tuple[np.ndarray, np.ndarray]]) -> TopK:

@@ -6,6 +6,7 @@ from projections.base import (
     Column,
     Projector,
     Provenance,
+    RowIndex,
     Table,
     TopK,
     concatenate_top,
@@ -41,10 +42,11 @@ from projections.errors import (
     StoreMismatchError,
     UnsupportedLayerError,
 )
+from projections.faiss_index import FaissIndex, faiss_beside
 from projections.files import read_json, replacing, write_json
 from projections.fingerprint import describe, fingerprint_model
 from projections.gaussian import Gaussian, normal_entries
-from projections.indexing import append_gradients, index_gradients, query_rows
+from projections.indexing import append_gradients, index_gradients
 from projections.kronecker import Kronecker, KroneckerBlock, random_kronecker
 from projections.labels import Labels
 from projections.masked import Masked
@@ -61,10 +63,12 @@ from projections.per_example import (
 )
 from projections.philox import keyed_words, uniforms
 from projections.progress import show_progress, track
+from projections.queries import project_gradients, query_rows
 from projections.rademacher import Rademacher, sign_entries
 from projections.records import read_dataset, write_dataset
+from projections.rerank import Reranked
 from projections.scores import Scores, read_parquet
-from projections.search import FaissIndex, SearchIndex
+from projections.search import SearchIndex
 from projections.selected import Selected
 from projections.sides import GivenSide, RandomSide, Side
 from projections.sjlt import SJLT
@@ -123,6 +127,8 @@ __all__ = [
     "Rademacher",
     "RandomSide",
     "Regression",
+    "Reranked",
+    "RowIndex",
     "Rows",
     "Scores",
     "SearchIndex",
@@ -160,6 +166,7 @@ __all__ = [
     "delete_rows",
     "describe",
     "embed",
+    "faiss_beside",
     "find_components",
     "fingerprint_model",
     "flatten_batches",
@@ -168,6 +175,7 @@ __all__ = [
     "merge_stores",
     "normal_entries",
     "ordered_map",
+    "project_gradients",
     "query_rows",
     "random_kronecker",
     "read_dataset",

@@ -170,6 +170,23 @@ class TopK:
     positions: np.ndarray
 
 
+@runtime_checkable
+class RowIndex(Protocol):
+    """Something that finds the rows with the largest inner products with queries."""
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        ...
+
+    def search(self, queries: Float[np.ndarray, "q d"], k: int) -> TopK:
+        """Return the ``k`` rows with the largest inner products for each query."""
+        ...
+
+    def search_both(self, queries: Float[np.ndarray, "q d"], k: int) -> tuple[TopK, TopK]:
+        """Return the rows with the largest and with the smallest inner products."""
+        ...
+
+
 def concatenate_top(parts: Sequence[TopK]) -> TopK:
     """Return the results of several groups of queries as one."""
     return TopK(

@@ -17,6 +17,7 @@ class BestRows:
     Args:
         num_queries: Number of queries.
         k: Number of rows to keep.
+        device: Where the scores are.
 
     Example:
         >>> best = BestRows(1, 2)
@@ -26,11 +27,11 @@ class BestRows:
         tensor([[1, 3]])
     """
 
-    def __init__(self, num_queries: int, k: int) -> None:
+    def __init__(self, num_queries: int, k: int, device: str | torch.device = "cpu") -> None:
         """Start with nothing."""
         self.k = k
-        self.scores = torch.empty(num_queries, 0)
-        self.positions = torch.empty(num_queries, 0, dtype=torch.int64)
+        self.scores = torch.empty(num_queries, 0, device=device)
+        self.positions = torch.empty(num_queries, 0, dtype=torch.int64, device=device)
 
     def offer(self, scores: Float[Tensor, "q b"], positions: Int[Tensor, " b"]) -> None:
         """Take the scores of some rows, whose positions rise."""
@@ -48,8 +49,8 @@ class BestRows:
 
     def result(self, ids: np.ndarray, sign: int) -> TopK:
         """Return what was kept, with the scores multiplied by ``sign``."""
-        positions = self.positions.numpy()
-        return TopK(ids[positions], sign * self.scores.numpy(), positions)
+        positions = self.positions.cpu().numpy()
+        return TopK(ids[positions], sign * self.scores.cpu().numpy(), positions)
 
 
 def _stable_topk(
@@ -58,7 +59,7 @@ def _stable_topk(
     """Return the largest scores of each row and their columns; ties go to the first column."""
     width = scores.shape[1]
     if k >= width:
-        return scores.clone(), torch.arange(width).expand(len(scores), width)
+        return scores.clone(), torch.arange(width, device=scores.device).expand(len(scores), width)
     values, columns = scores.topk(k + 1, dim=1)
     for row in torch.nonzero(values[:, k] == values[:, k - 1]).flatten().tolist():
         columns[row, :k] = scores[row].sort(descending=True, stable=True).indices[:k]

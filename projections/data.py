@@ -88,6 +88,23 @@ class Rows:
             ]
         return [self.data[position] for position in positions]
 
+    def find(self, ids: Sequence[Any] | np.ndarray) -> list[int]:
+        """Return the positions of the rows with these ids.
+
+        Raises:
+            DataError: An id is not there.
+        """
+        places = self._places
+        missing = [row_id for row_id in np.asarray(ids).tolist() if row_id not in places]
+        if missing:
+            raise DataError(f"the data must have the rows with the ids {missing[:5]}. It has not.")
+        return [places[row_id] for row_id in np.asarray(ids).tolist()]
+
+    @cached_property
+    def _places(self) -> dict[Any, int]:
+        """The position of each id."""
+        return {row_id: position for position, row_id in enumerate(self.ids.tolist())}
+
     @cached_property
     def fingerprint(self) -> str:
         """Text that changes with the data: the fingerprint of a `datasets.Dataset`.

@@ -1,14 +1,11 @@
-"""From a dataset to a store of projected gradients, and from queries to rows like its.
+"""From a dataset to a store of projected gradients.
 
-Letters: ``q`` queries, ``k`` dimensions of a row.
+Letters: ``k`` dimensions of a row.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from jaxtyping import Float
 
 from projections.base import Projector
 from projections.columns import GradientNorm, Sketch, Statistic
@@ -18,7 +15,7 @@ from projections.passes import PassSettings, run_pass
 from projections.row_types import ROWS
 from projections.store import GradientStore
 from projections.store_writer import StoreWriter
-from projections.task import QueryTask, Task
+from projections.task import Task
 
 
 def index_gradients(
@@ -126,35 +123,6 @@ def _fill(
     columns = [Sketch(projector, ROWS), GradientNorm(), *map(Statistic, statistics)]
     run_pass(task, rows, columns, settings=settings, sink=writer, description="gradients")
     return GradientStore.open(writer.path)
-
-
-def query_rows(
-    task: Task,
-    queries: Any,
-    projector: Projector,
-    *,
-    settings: PassSettings | None = None,
-    store: GradientStore | None = None,
-) -> Float[np.ndarray, "q k"]:
-    """Return the projected gradients of the measurements of queries.
-
-    Args:
-        task: The model, and what its `measurements` are.
-        queries: A dataset of queries.
-        projector: The map of the store.
-        settings: How to read them; with the layers of the store.
-        store: The store to be searched, which is checked to fit.
-
-    Raises:
-        StoreMismatchError: The store was built with another model or map.
-    """
-    settings = settings or PassSettings()
-    if store is not None:
-        store.require(**describe_rows(task, projector, settings))
-    table = run_pass(
-        QueryTask(task), queries, [Sketch(projector)], settings=settings, description="queries"
-    )
-    return table.columns["sketch"]
 
 
 def describe_rows(task: Task, projector: Projector, settings: PassSettings) -> dict[str, Any]:

@@ -3,12 +3,11 @@
 Letters: ``q`` queries, ``n`` rows, ``k`` neighbours, ``d`` dimensions of a row.
 
 Exact search reads the rows in blocks, one matrix product each, and keeps the best and the
-worst at once; scores of all pairs are never held. Any FAISS index can stand in its place.
+worst at once; scores of all pairs are never held. `FaissIndex` can stand in its place.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,15 +17,13 @@ from torch import Tensor
 
 from projections.base import TopK
 from projections.best import BestRows
-from projections.checks import check_between, require
+from projections.checks import check_between
 from projections.errors import NonFiniteError
-from projections.files import replacing
 from projections.progress import track
 from projections.store import GradientStore
 
-INSTALL_FAISS = "pip install 'gradsift[cpu]' (or 'gradsift[gpu]')"
 BLOCK_BYTES = 1 << 24  # scores held at a time: few enough to stay in a cache
-TRAIN_ROWS_PER_LIST = 64  # rows that train a FAISS index, a random sample
+WIDENED_ENTRIES = 1 << 20  # entries made float32 at a time: few enough to stay in a cache
 
 
 @dataclass(frozen=True)
@@ -34,9 +31,10 @@ class SearchIndex:
     """Exact search over a store or a matrix of rows.
 
     Args:
-        rows: A `GradientStore`, or an array ``n d``.
+        rows: A `GradientStore`, or an array or tensor ``n d``.
         ids: Ids of the rows; those of the store, or the positions, unless given.
         scales: A factor for each row, such as one over its exact norm for a cosine.
+        device: Where products are computed. Rows travel there in the type they are kept in.
 
     Example:
         >>> index = SearchIndex(np.eye(3, dtype=np.float32))
@@ -47,6 +45,7 @@ class SearchIndex:
     rows: Any
     ids: np.ndarray | None = None
     scales: np.ndarray | None = None
+    device: str | torch.device = "cpu"
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -76,8 +75,11 @@ class SearchIndex:
             The top, largest first, and the bottom, smallest first.
         """
         queries = check_queries(queries, self.num_dims, k, len(self))
-        wanted = torch.from_numpy(queries)
-        ends = (BestRows(len(queries), k), BestRows(len(queries), k))
+        wanted = torch.from_numpy(queries).to(self.device)
+        ends = (
+            BestRows(len(queries), k, self.device),
+            BestRows(len(queries), k, self.device),
+        )
         blocks = track(
             self._scored(wanted), "search", total=len(self), size=lambda block: len(block[0])
         )
@@ -100,112 +102,25 @@ class SearchIndex:
         The scores stay in one buffer, which the next block overwrites.
         """
         height = min(len(self), max(1, BLOCK_BYTES // (4 * max(1, len(queries)))))
-        buffer = torch.empty(len(queries), height)
+        buffer = queries.new_empty(len(queries), height)
         start = end = 0
-        for block in _blocks(self.rows, height):
+        for block, factors in _pieces(self.rows, height, self.device):
             if end - start + len(block) > height:
-                yield torch.arange(start, end), buffer[:, : end - start]
+                yield torch.arange(start, end, device=self.device), buffer[:, : end - start]
                 start = end
             scores = buffer[:, end - start : end - start + len(block)]
-            torch.mm(
-                queries, torch.from_numpy(np.ascontiguousarray(block, np.float32)).T, out=scores
-            )
-            if self.scales is not None:
-                scores *= torch.from_numpy(np.float32(self.scales[end : end + len(block)]))
+            torch.mm(queries, block.T, out=scores)
+            for some in (factors, self._scales(end, len(block))):
+                if some is not None:
+                    scores *= torch.from_numpy(some).to(self.device)
             end += len(block)
-        yield torch.arange(start, end), buffer[:, : end - start]
+        yield torch.arange(start, end, device=self.device), buffer[:, : end - start]
 
-
-@dataclass(frozen=True)
-class FaissIndex:
-    """Search by a FAISS index with inner products.
-
-    Args:
-        index: The FAISS index; its numbers are positions of rows.
-        ids: Ids of the rows.
-    """
-
-    index: Any
-    ids: np.ndarray
-
-    @classmethod
-    def build(
-        cls, rows: Any, factory: str, *, seed: int, ids: np.ndarray | None = None
-    ) -> "FaissIndex":
-        """Build an index from a factory string such as ``"IVF256,SQ8"``.
-
-        Args:
-            rows: A `GradientStore`, or an array ``n d``.
-            factory: A FAISS factory string.
-            seed: Chooses the rows that train the index.
-            ids: Ids of the rows; those of the store, or the positions, unless given.
-
-        Raises:
-            ImportError: FAISS is not installed.
-            ValueError: FAISS does not understand the string, or there are too few rows.
-        """
-        faiss = require("faiss", INSTALL_FAISS)
-        try:
-            index = faiss.index_factory(width_of(rows), factory, faiss.METRIC_INNER_PRODUCT)
-        except RuntimeError as error:
-            raise ValueError(
-                f"`factory` must be a FAISS factory string such as 'Flat', 'IVF256,SQ8' or "
-                f"'HNSW32'. Got {factory!r}: {error}"
-            ) from error
-        if not index.is_trained:
-            lists = faiss.try_extract_index_ivf(index)
-            least = lists.nlist if lists is not None else 256
-            if len(rows) < least:
-                raise ValueError(
-                    f"`factory` must need no more rows than there are. {factory!r} is trained on "
-                    f"at least {least}; there are {len(rows)}. Use fewer lists, or 'Flat'."
-                )
-            index.train(_sample(rows, max(least * TRAIN_ROWS_PER_LIST, 10_000), seed))
-        for block in track(_blocks(rows, 1 << 14), "faiss", total=len(rows), size=len):
-            index.add(np.ascontiguousarray(block, np.float32))
-        return cls(index, row_ids(rows, ids))
-
-    def __len__(self) -> int:
-        """Return the number of rows."""
-        return self.index.ntotal
-
-    def search(self, queries: Float[np.ndarray, "q d"], k: int) -> TopK:
-        """Return about the ``k`` rows with the largest inner products for each query.
-
-        Rows that an approximate index does not find have the position -1 and the id -1 or "".
-
-        Args:
-            queries: One query a row.
-            k: Number of neighbours.
-        """
-        queries = check_queries(queries, self.index.d, k, len(self))
-        scores, positions = self.index.search(queries, k)
-        ids = self.ids[positions]
-        ids[positions < 0] = -1 if ids.dtype.kind == "i" else ""
-        return TopK(ids, scores, positions)
-
-    def search_both(self, queries: Float[np.ndarray, "q d"], k: int) -> tuple[TopK, TopK]:
-        """Return both ends: the bottom is the top of the negated queries."""
-        bottom = self.search(-np.asarray(queries), k)
-        return self.search(queries, k), TopK(bottom.ids, -bottom.scores, bottom.positions)
-
-    def save(self, path: str | Path) -> None:
-        """Write the index and its ids to ``path`` and ``path`` + ``.ids.npy``."""
-        faiss = require("faiss", INSTALL_FAISS)
-        path = Path(path)
-        with replacing(path) as file:
-            file.write(faiss.serialize_index(self.index).tobytes())
-        with replacing(path.with_name(path.name + ".ids.npy")) as file:
-            np.save(file, self.ids, allow_pickle=False)
-
-    @classmethod
-    def load(cls, path: str | Path) -> "FaissIndex":
-        """Open a saved index, mapped from disk where FAISS can."""
-        faiss = require("faiss", INSTALL_FAISS)
-        path = Path(path)
-        # NOTE: the plain IO_FLAG_MMAP maps inverted lists only; this one maps flat codes too.
-        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
-        return cls(index, np.load(path.with_name(path.name + ".ids.npy"), allow_pickle=False))
+    def _scales(self, start: int, count: int) -> Float[np.ndarray, " b"] | None:
+        """Return the factors of some rows."""
+        if self.scales is None:
+            return None
+        return self.scales[start : start + count].astype(np.float32)
 
 
 def check_queries(
@@ -239,17 +154,25 @@ def row_ids(rows: Any, ids: np.ndarray | None) -> np.ndarray:
     return rows.ids if isinstance(rows, GradientStore) else np.arange(len(rows))
 
 
-def _blocks(rows: Any, height: int) -> Iterator[np.ndarray]:
-    """Yield the rows in blocks of at most ``height``."""
-    for block in rows.blocks() if isinstance(rows, GradientStore) else [rows]:
-        for start in range(0, len(block), height):
-            yield block[start : start + height]
+def _pieces(
+    rows: Any, height: int, device: str | torch.device
+) -> Iterator[tuple[Float[Tensor, "b d"], Float[np.ndarray, " b"] | None]]:
+    """Yield rows as float32 on a device, at most ``height`` at once, and int8 rows' scales.
 
-
-def _sample(rows: Any, size: int, seed: int) -> Float[np.ndarray, "n d"]:
-    """Return a random sample of the rows."""
-    size = min(size, len(rows))
-    chosen = np.sort(np.random.default_rng(seed).choice(len(rows), size, replace=False))
-    if isinstance(rows, GradientStore):
-        return rows.rows(chosen)
-    return np.ascontiguousarray(rows[chosen], np.float32)
+    Rows of another type are widened in one buffer, which the next piece overwrites.
+    """
+    parts = rows.tensors() if isinstance(rows, GradientStore) else [(torch.as_tensor(rows), None)]
+    width = max(1, width_of(rows))
+    wide = torch.empty(0, width, device=device)
+    for part, scales in parts:
+        direct = part.dtype == torch.float32
+        step = height if direct else min(height, max(1, WIDENED_ENTRIES // width))
+        for start in range(0, len(part), step):
+            piece = part[start : start + step].to(device)
+            factors = None if scales is None else np.ascontiguousarray(scales[start : start + step])
+            if direct:
+                yield piece, factors
+                continue
+            if len(wide) < len(piece):
+                wide = torch.empty(len(piece), width, device=device)
+            yield wide[: len(piece)].copy_(piece), factors

@@ -62,7 +62,10 @@ projections.embeddings      one vector a row, from anything, kept in shards
 projections.encoders        from rows to embeddings
 projections.best            the best rows so far
 projections.search          the best rows for a query
+projections.faiss_index     search by any FAISS index
+projections.rerank          candidates scored again by stored rows
 projections.indexing        from a dataset to a store
+projections.queries         from queries to rows like a store's
 projections.scores          scores of examples, as a table that travels
 projections                 gradients as vectors
 influence.base              the seam of attribution on rows; the sign of a score
@@ -151,6 +154,7 @@ gradsift.commands.options   what commands share
 gradsift.commands.indexing  gradsift index
 gradsift.commands.retrieval     gradsift retrieve
 gradsift.commands.scoring   gradsift score
+gradsift.commands.stores    verify, delete, compact and merge stores
 gradsift.commands.pruning   gradsift prune
 gradsift.commands.pages     gradsift demo and report
 gradsift.commands           the table of commands

@@ -102,6 +102,38 @@ def test_an_index_of_curvature_is_reranked_on_request(
     assert "`rerank` must be in [2, 12]" in capsys.readouterr().err
 
 
+def test_a_store_is_looked_after_on_the_command_line(
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = data.read_text().splitlines(keepends=True)
+    for name, part in (("a", lines[:7]), ("b", lines[7:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(part))
+        build = ["index", "--model", model, "--data", tmp_path / f"{name}.jsonl"]
+        assert run(*build, "--num-dims", 64, "--out", tmp_path / name) == 0
+    ask = ["retrieve", tmp_path / "a", "--query", "the cat sat", "-k", 2, "--metric", "dot"]
+    assert run(*ask, "--faiss", "SQ8", "--rerank", 5) == 0
+    assert run(*ask, "--rerank", 5) == 1
+    capsys.readouterr()
+    assert run("store-delete", tmp_path / "a", "--ids", "r0", "r3") == 0
+    assert "deleted 2 rows; 5 are left" in capsys.readouterr().out
+    assert run(*ask, "--faiss", "SQ8", "--rerank", 5, "--out", tmp_path / "h.jsonl") == 0
+    hits = [json.loads(line) for line in (tmp_path / "h.jsonl").read_text().splitlines()]
+    texts = {json.loads(line)["id"]: json.loads(line)["text"] for line in lines}
+    assert all(hit["id"] not in ("r0", "r3") for hit in hits)
+    assert all(hit["text"] == texts[hit["id"]] for hit in hits)
+    assert run("store-verify", tmp_path / "a") == 0
+    assert "2 deleted rows are still on the disk" in capsys.readouterr().out
+    assert run("store-compact", tmp_path / "a") == 0
+    assert run("store-merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c") == 0
+    assert "merged 2 stores: 10 rows" in capsys.readouterr().out
+    (tmp_path / "c" / "shard-000001" / "sketch.npy").write_bytes(b"")
+    assert run("store-verify", tmp_path / "c") == 1
+    assert "Damaged or missing: shard-000001/sketch.npy" in capsys.readouterr().err
+    assert run("store-delete", tmp_path / "b") == 1
+    assert "an id must be given" in capsys.readouterr().err
+    assert run("store-verify", tmp_path / "nothing") == 1
+
+
 def test_scores_are_computed_and_a_dataset_is_pruned(
     model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,6 @@
 """Search finds what brute force finds, ties and blocks and all."""
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,15 @@ from projections import (
     FaissIndex,
     GradientStore,
     NonFiniteError,
+    Reranked,
     SearchIndex,
+    StoreMismatchError,
     StoreWriter,
     Table,
+    TopK,
+    compact_store,
+    delete_rows,
+    faiss_beside,
     search,
 )
 
@@ -144,11 +151,11 @@ def test_a_flat_faiss_index_equals_exact_search() -> None:
 
 @pytest.mark.parametrize("factory", ["IVF16,Flat", "IVF16,SQ8", "HNSW16", "SQ8"])
 def test_approximate_indices_find_most_neighbours_on_easy_data(factory: str) -> None:
-    faiss = pytest.importorskip("faiss")
+    pytest.importorskip("faiss")
     rows, queries = clusters(2000), clusters(20, seed=1)
     index = FaissIndex.build(rows, factory, seed=0)
     if factory.startswith("IVF"):
-        faiss.extract_index_ivf(index.index).nprobe = 4
+        index.with_lists_searched(4)
     found = index.search(queries, 10).positions
     exact = SearchIndex(rows).search(queries, 10).positions
     recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, exact, strict=True)])
@@ -162,18 +169,165 @@ def test_a_faiss_index_is_the_same_for_the_same_seed() -> None:
     np.testing.assert_array_equal(found[0].positions, found[1].positions)
 
 
-@pytest.mark.parametrize("factory", ["Flat", "IVF4,Flat"])
+@pytest.mark.parametrize("factory", ["Flat", "IVF4,Flat", "SQ8", "HNSW8", "PQ4", "RaBitQ"])
 def test_a_saved_faiss_index_is_loaded(tmp_path: Path, factory: str) -> None:
     pytest.importorskip("faiss")
     rows, queries = clusters(500), clusters(3, seed=1)
     ids = np.array([f"row {row}" for row in range(500)])
     index = FaissIndex.build(rows, factory, seed=0, ids=ids)
+    if factory.startswith("IVF"):
+        index.with_lists_searched(3)
     index.save(tmp_path / "index.faiss")
     loaded = FaissIndex.load(tmp_path / "index.faiss")
     expected, found = index.search(queries, 5), loaded.search(queries, 5)
     np.testing.assert_array_equal(found.ids, expected.ids)
     np.testing.assert_array_equal(found.scores, expected.scores)
     assert len(loaded) == 500
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF4,Flat", "SQ8"])
+def test_a_loaded_faiss_index_is_mapped_and_not_read(tmp_path: Path, factory: str) -> None:
+    pytest.importorskip("faiss")
+    FaissIndex.build(random(40_000, 256), factory, seed=0).save(tmp_path / "i")
+    program = (
+        "from projections import FaissIndex\n"
+        "def held():\n"
+        "    lines = open('/proc/self/status').read().splitlines()\n"
+        "    return sum(int(l.split()[1]) for l in lines if l.startswith('RssAnon:'))\n"
+        "import faiss\n"
+        "before = held()\n"
+        f"index = FaissIndex.load({str(tmp_path / 'i')!r})\n"
+        "print(held() - before)\n"
+    )
+    if not Path("/proc/self/status").exists():
+        pytest.skip("needs /proc")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    size = (tmp_path / "i").stat().st_size // 1024
+    assert int(done.stdout) < size / 4, done.stderr
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF4,Flat", "HNSW16", "SQ8", "RaBitQ", "IVF4,PQ4"])
+def test_a_faiss_index_passes_over_rows_that_are_deleted_later(
+    tmp_path: Path, factory: str
+) -> None:
+    pytest.importorskip("faiss")
+    rows, queries = clusters(600), clusters(5, seed=1)
+    store = stored(tmp_path, rows)
+    faiss_beside(store, factory)
+    gone = SearchIndex(store).search(queries, 8).ids.ravel()
+    store = delete_rows(tmp_path, sorted({int(row) for row in gone}))
+    index = faiss_beside(store, factory)
+    found = index.search(queries, 20)
+    assert not np.isin(found.ids, gone).any()
+    known = found.positions >= 0
+    np.testing.assert_array_equal(store.ids[found.positions[known]], found.ids[known])
+    assert len(index) == len(store)
+    if factory == "Flat":
+        exact = SearchIndex(store).search_both(queries, 20)
+        for one, other in zip(index.search_both(queries, 20), exact, strict=True):
+            np.testing.assert_array_equal(one.positions, other.positions)
+
+
+def test_an_index_that_cannot_pass_over_deleted_rows_says_what_to_do(tmp_path: Path) -> None:
+    pytest.importorskip("faiss")
+    store = stored(tmp_path, clusters(600))
+    faiss_beside(store, "PQ4")
+    index = faiss_beside(delete_rows(tmp_path, [0]), "PQ4")
+    with pytest.raises(ValueError, match=r"FAISS cannot with 'PQ4'\. Run `compact_store`"):
+        index.search(clusters(2), 3)
+
+
+def test_a_faiss_index_of_other_rows_is_refused_and_built_again_beside(tmp_path: Path) -> None:
+    pytest.importorskip("faiss")
+    store = stored(tmp_path / "s", random(300, 8))
+    FaissIndex.build(store, "Flat", seed=0).save(tmp_path / "index")
+    assert len(FaissIndex.load(tmp_path / "index", store=store)) == 300
+    other = stored(tmp_path / "other", random(300, 8, seed=1))
+    with pytest.raises(StoreMismatchError, match=r"index must have been built from the rows of"):
+        FaissIndex.load(tmp_path / "index", store=other)
+    with pytest.raises(StoreMismatchError, match=r"must be a FAISS index made by"):
+        FaissIndex.load(tmp_path / "nothing")
+    faiss_beside(store, "Flat")
+    delete_rows(tmp_path / "s", [5])
+    compacted = compact_store(tmp_path / "s")
+    assert len(faiss_beside(compacted, "Flat")) == 299
+
+
+def test_lists_are_for_indexes_with_lists() -> None:
+    pytest.importorskip("faiss")
+    with pytest.raises(ValueError, match=r"whose factory string has 'IVF'\. This is 'Flat'"):
+        FaissIndex.build(random(10, 4), "Flat", seed=0).with_lists_searched(2)
+
+
+# Re-ranking.
+
+
+@pytest.mark.parametrize("factory", ["SQ4", "IVF4,PQ4", "RaBitQ"])
+def test_enough_candidates_scored_again_are_exact_search(tmp_path: Path, factory: str) -> None:
+    pytest.importorskip("faiss")
+    rows, queries = clusters(500), clusters(4, seed=1)
+    store = stored(tmp_path, rows)
+    index = FaissIndex.build(store, factory, seed=0)
+    if factory.startswith("IVF"):
+        index.with_lists_searched(4)
+    exact = SearchIndex(store).search_both(queries, 10)
+    for one, other in zip(Reranked(index, store, 500).search_both(queries, 10), exact, strict=True):
+        np.testing.assert_array_equal(one.positions, other.positions)
+        np.testing.assert_allclose(one.scores, other.scores, rtol=SINGLE, atol=SINGLE)
+    coarse = index.search(queries, 10).positions
+    better = Reranked(index, store, 60).search(queries, 10).positions
+    assert shared(better, exact[0].positions) >= shared(coarse, exact[0].positions)
+
+
+def test_candidates_are_ordered_with_the_scales_of_rows(tmp_path: Path) -> None:
+    rows, queries = random(50, 4), random(3, 4, seed=1)
+    store, scales = stored(tmp_path, rows), 1 / np.linalg.norm(rows, axis=1)
+    found = Reranked(SearchIndex(store), store, 50, scales).search_both(queries, 5)
+    exact = SearchIndex(store, scales=scales).search_both(queries, 5)
+    for one, other in zip(found, exact, strict=True):
+        np.testing.assert_array_equal(one.positions, other.positions)
+
+
+def test_rows_that_were_not_found_come_last(tmp_path: Path) -> None:
+    store = stored(tmp_path, random(5, 4))
+    few = FewFound(np.array([[3, -1, 1]]))
+    found = Reranked(few, store, 3).search(random(1, 4), 3)
+    assert sorted(found.ids[0, :2].tolist()) == [1, 3]
+    assert (found.ids[0, 2], found.positions[0, 2], np.isnan(found.scores[0, 2])) == (-1, -1, True)
+
+
+@pytest.mark.parametrize("number", [2, 6])
+def test_the_number_of_candidates_is_from_k_to_the_rows(tmp_path: Path, number: int) -> None:
+    store = stored(tmp_path, random(5, 4))
+    with pytest.raises(ValueError, match=rf"`num_candidates` must be in \[3, 5\].*Got {number}"):
+        Reranked(SearchIndex(store), store, number).search(random(1, 4), 3)
+
+
+class FewFound:
+    """An index that finds the same few rows whatever is asked."""
+
+    def __init__(self, positions: np.ndarray) -> None:
+        self.positions = positions
+
+    def __len__(self) -> int:
+        return 5
+
+    def search(self, queries: np.ndarray, k: int) -> TopK:
+        return TopK(self.positions, np.zeros(self.positions.shape, np.float32), self.positions)
+
+    def search_both(self, queries: np.ndarray, k: int) -> tuple[TopK, TopK]:
+        return self.search(queries, k), self.search(queries, k)
+
+
+def shared(found: np.ndarray, expected: np.ndarray) -> int:
+    return sum(len(set(a) & set(b)) for a, b in zip(found, expected, strict=True))
+
+
+def stored(path: Path, rows: np.ndarray) -> GradientStore:
+    StoreWriter(path, {}, num_rows=len(rows)).write(
+        0, Table(np.arange(len(rows)), {"sketch": rows})
+    )
+    return GradientStore.open(path)
 
 
 def test_a_faiss_index_reads_a_store(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from gradsift.commands.pages import Demo, Report
 from gradsift.commands.pruning import Prune
 from gradsift.commands.retrieval import Retrieve
 from gradsift.commands.scoring import Score
+from gradsift.commands.stores import StoreCompact, StoreDelete, StoreMerge, StoreVerify
 
 __all__ = ["COMMANDS", "Command", "command_from_json"]
 
@@ -20,5 +21,9 @@ COMMANDS: dict[str, type[Command]] = {
     "score": Score,
     "prune": Prune,
     "report": Report,
+    "store-verify": StoreVerify,
+    "store-delete": StoreDelete,
+    "store-compact": StoreCompact,
+    "store-merge": StoreMerge,
 }
 """The commands by name; a new one is a file here and a line in this table."""

@@ -53,7 +53,7 @@ class Index:
     seed: int = 0
     """Seed of the random projection, or of the labels that the curvature draws."""
 
-    row_dtype: Literal["float32", "float16", "int8"] = "float32"
+    row_dtype: Literal["float32", "float16", "bfloat16", "int8"] = "float32"
     """Type of the rows on disk."""
 
     reading: tyro.conf.OmitArgPrefixes[Reading] = READING

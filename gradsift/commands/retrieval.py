@@ -11,8 +11,17 @@ import tyro
 from gradsift.commands.indexing import Index, read_index_config
 from gradsift.commands.options import config_beside, pass_settings, snippet, write_config
 from gradsift.models import load_task
-from influence import TRAK, GradientCosine, GradientDot, InfluenceIndex, Metric, retrieve
-from projections import SJLT, GradientStore, Rows, Task, TopK, read_dataset
+from influence import TRAK, GradientCosine, GradientDot, InfluenceIndex, Metric, retrieve_rows
+from projections import (
+    SJLT,
+    GradientStore,
+    Rows,
+    Task,
+    TopK,
+    faiss_beside,
+    query_rows,
+    read_dataset,
+)
 
 MetricName = Literal["trak", "cosine", "dot"]
 
@@ -40,7 +49,12 @@ class Retrieve:
     """Damping of trak, as a multiple of the mean eigenvalue; by a rule if left out."""
 
     rerank: int = 0
-    """Candidates at each end that are scored again by full EK-FAC, in an index of ekfac rows."""
+    """Candidates at each end that are scored again: by full EK-FAC in an index of ekfac rows, by
+    the stored rows where FAISS found them."""
+
+    faiss: str | None = None
+    """A FAISS factory string such as "IVF256,SQ8", for an index of sketches; the FAISS index is
+    kept beside the store. Exact search if left out."""
 
     out: Path | None = None
     """Also write the hits to this file (.jsonl)."""
@@ -52,10 +66,13 @@ class Retrieve:
         store = GradientStore.open(self.index / "store")
         data = read_dataset(built.data)
         store.require(data=Rows(data).fingerprint)
-        if self.rerank and built.rows == "sketch":
+        if self.rerank and built.rows == "sketch" and self.faiss is None:
             raise ValueError(
-                "`--rerank` must be used with an index of `--rows ekfac`. This is not."
+                "`--rerank` must be used with an index of `--rows ekfac`, or with `--faiss`. Exact "
+                "search of sketches leaves nothing to score again."
             )
+        if self.faiss is not None and built.rows == "ekfac":
+            raise ValueError("`--faiss` must be used with an index of `--rows sketch`.")
         top, bottom = self._search(built, load_task(built.source), rows, store, data)
         texts = [shown_text(row, built.source.text_column) for row in rows]
         hits = []
@@ -83,7 +100,9 @@ class Retrieve:
         projector = SJLT(num_dims=built.num_dims, seed=built.seed)
         metric = pick_metric(self.metric, self.damping)
         settings = pass_settings(built.reading)
-        return retrieve(task, rows, store, projector, metric, k=self.k, settings=settings)
+        asked = query_rows(task, rows, projector, settings=settings, store=store)
+        index = None if self.faiss is None else faiss_beside(store, self.faiss, seed=built.seed)
+        return retrieve_rows(asked, store, metric, k=self.k, index=index, rerank=self.rerank)
 
     def _query_rows(self, built: Index) -> list[dict[str, Any]]:
         """Return the queries as rows."""
@@ -107,7 +126,9 @@ def pick_metric(name: MetricName, damping: float | None) -> Metric:
 
 def describe_hits(found: TopK, query: int, data: Any, column: str) -> list[dict[str, Any]]:
     """Return id, score and text of the hits of one query."""
-    rows = Rows(data).fetch(found.positions[query].tolist())
+    rows = Rows(data)
+    # Positions in a store that lost rows are not those in the data.
+    rows = rows.fetch(rows.find(found.ids[query]))
     return [
         {"id": row_id, "score": float(score), "text": shown_text(row, column)}
         for row_id, score, row in zip(

@@ -1,0 +1,275 @@
+"""Search by a FAISS index, built by a factory string and kept beside the store.
+
+Letters: ``q`` queries, ``n`` rows, ``k`` neighbours, ``d`` dimensions of a row.
+
+The index numbers rows as they lie on the disk, so that it stays right when rows are
+deleted: these are passed over while searching. A saved index is mapped from the disk and
+not read into memory. Not handled: FAISS on a GPU; `SearchIndex` runs there.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from projections.base import TopK
+from projections.checks import check_at_least, require
+from projections.errors import StoreMismatchError
+from projections.files import read_json, replacing, write_json
+from projections.fingerprint import differences
+from projections.progress import track
+from projections.search import check_queries, row_ids, width_of
+from projections.store import GradientStore
+
+INSTALL = "pip install 'gradsift[cpu]' (or 'gradsift[gpu]')"
+TRAIN_ROWS_PER_LIST = 64  # rows that train an index, a random sample
+LEAST_TRAIN_ROWS = 10_000
+LEAST_PRODUCT_ROWS = 256  # that product quantisers are trained on
+ADDED_ROWS = 1 << 14  # rows added at a time
+FOLDER = "faiss"  # of the indexes beside a store
+KIND = "a FAISS index made by `FaissIndex.save`"
+
+
+@dataclass(frozen=True)
+class FaissIndex:
+    """Search by a FAISS index with inner products.
+
+    Args:
+        index: The FAISS index; its numbers are those of rows on the disk.
+        ids: Ids of all rows on the disk.
+        note: Where it came from: factory string, seed, and the store's fingerprint.
+        live: Numbers on the disk of the rows that are not deleted; None for all.
+
+    Example:
+        >>> index = FaissIndex.build(np.eye(3, dtype=np.float32), "Flat", seed=0)
+        >>> index.search(np.array([[0.1, 0.3, 0.2]]), 2).ids
+        array([[1, 2]])
+
+    References:
+        Douze et al., The Faiss library (2024), arXiv:2401.08281.
+    """
+
+    index: Any
+    ids: np.ndarray
+    note: dict[str, Any] = field(default_factory=dict)
+    live: Int[np.ndarray, " n"] | None = None
+
+    @classmethod
+    def build(
+        cls, rows: Any, factory: str, *, seed: int, ids: np.ndarray | None = None
+    ) -> "FaissIndex":
+        """Build an index from a factory string such as ``"IVF256,SQ8"``.
+
+        Args:
+            rows: A `GradientStore`, or an array ``n d``.
+            factory: A FAISS factory string.
+            seed: Chooses the rows that train the index.
+            ids: Ids of the rows; those of the store, or the positions, unless given.
+
+        Raises:
+            ImportError: FAISS is not installed.
+            ValueError: FAISS does not understand the string, or there are too few rows.
+        """
+        is_store = isinstance(rows, GradientStore)
+        whole, live = (rows.undeleted(), rows.live) if is_store else (rows, None)
+        index = _empty(width_of(whole), factory)
+        if not index.is_trained:
+            index.train(_training_rows(whole, index, factory, seed))
+        for block in track(_blocks(whole), "faiss", total=len(whole), size=len):
+            index.add(np.ascontiguousarray(block, np.float32))
+        note = {"factory": factory, "seed": seed, "num_rows": len(whole)}
+        if is_store:
+            note["store"] = rows.fingerprint
+        return cls(index, row_ids(whole, ids), note, live)
+
+    def __len__(self) -> int:
+        """Return the number of rows that are not deleted."""
+        return self.index.ntotal if self.live is None else len(self.live)
+
+    def search(self, queries: Float[np.ndarray, "q d"], k: int) -> TopK:
+        """Return about the ``k`` rows with the largest inner products for each query.
+
+        Rows that an approximate index does not find have the position -1 and the id -1 or "".
+
+        Args:
+            queries: One query a row.
+            k: Number of neighbours, at most the number of rows.
+
+        Raises:
+            ValueError: ``k`` is larger than the number of rows, or the widths differ.
+            NonFiniteError: A query is not finite.
+        """
+        queries = check_queries(queries, self.index.d, k, len(self))
+        scores, numbers = self._search_live(queries, k)
+        ids = self.ids[numbers]
+        ids[numbers < 0] = -1 if ids.dtype.kind == "i" else ""
+        if self.live is None:
+            return TopK(ids, scores, numbers)
+        positions = np.where(numbers < 0, -1, np.searchsorted(self.live, numbers))
+        return TopK(ids, scores, positions)
+
+    def search_both(self, queries: Float[np.ndarray, "q d"], k: int) -> tuple[TopK, TopK]:
+        """Return both ends: the bottom is the top of the negated queries."""
+        bottom = self.search(-np.asarray(queries), k)
+        return self.search(queries, k), TopK(bottom.ids, -bottom.scores, bottom.positions)
+
+    def with_lists_searched(self, num_lists: int) -> "FaissIndex":
+        """Return the index set to look into this many lists of an IVF index for each query.
+
+        Raises:
+            ValueError: It has no lists.
+        """
+        check_at_least("num_lists", num_lists, 1)
+        lists = _faiss().try_extract_index_ivf(self.index)
+        if lists is None:
+            raise ValueError(
+                "`num_lists` is for an index with lists, whose factory string has 'IVF'. This is "
+                f"{self.note.get('factory')!r}."
+            )
+        lists.nprobe = min(num_lists, lists.nlist)
+        return self
+
+    def save(self, path: str | Path) -> None:
+        """Write the index to ``path``, and its ids and note to files beside it."""
+        path, faiss = Path(path), _faiss()
+        with replacing(path) as file:
+            faiss.write_index(self.index, faiss.PyCallbackIOWriter(file.write))
+        with replacing(_beside(path, ".ids.npy")) as file:
+            np.save(file, self.ids, allow_pickle=False)
+        lists = faiss.try_extract_index_ivf(self.index)
+        note = {**self.note, "has_lists": lists is not None}
+        write_json(_beside(path, ".json"), {**note, "nprobe": lists.nprobe if lists else None})
+
+    @classmethod
+    def load(cls, path: str | Path, *, store: GradientStore | None = None) -> "FaissIndex":
+        """Open a saved index, mapped from the disk.
+
+        Args:
+            path: The file.
+            store: The store it was built from; its deleted rows are not found.
+
+        Raises:
+            StoreMismatchError: There is none, or it was built from other rows.
+        """
+        path, faiss = Path(path), _faiss()
+        note = read_json(_beside(path, ".json"), KIND)
+        has_lists, nprobe = note.pop("has_lists"), note.pop("nprobe")
+        if store is not None:
+            now = {"store": store.fingerprint, "num_rows": len(store.undeleted())}
+            if different := differences({key: note.get(key) for key in now}, now):
+                raise StoreMismatchError(
+                    f"{path} must have been built from the rows of {store.path} as they are now. "
+                    f"They differ in: {'; '.join(different)}. Build the index again."
+                )
+        # NOTE: IO_FLAG_MMAP maps inverted lists and does nothing for flat codes; the other one
+        # maps flat codes and does nothing for inverted lists (faiss 1.15).
+        flag = faiss.IO_FLAG_MMAP if has_lists else faiss.IO_FLAG_MMAP_IFC
+        index = faiss.read_index(str(path), flag)
+        if has_lists:
+            faiss.extract_index_ivf(index).nprobe = nprobe
+        ids = np.load(_beside(path, ".ids.npy"), allow_pickle=False)
+        return cls(index, ids, note, None if store is None else store.live)
+
+    @cached_property
+    def _selector(self) -> Any:
+        """FAISS's own form of the rows that are not deleted."""
+        assert self.live is not None
+        bits = np.zeros(self.index.ntotal, dtype=bool)
+        bits[self.live] = True
+        return _faiss().IDSelectorBitmap(np.packbits(bits, bitorder="little"))
+
+    def _search_live(
+        self, queries: Float[np.ndarray, "q d"], k: int
+    ) -> tuple[Float[np.ndarray, "q k"], Int[np.ndarray, "q k"]]:
+        """Return scores and numbers of rows that are not deleted."""
+        if self.live is None or len(self.live) == self.index.ntotal:
+            return self.index.search(queries, k)
+        faiss = _faiss()
+        lists = faiss.try_extract_index_ivf(self.index)
+        # These parameters are taken by indexes of every kind that can pass over rows.
+        settings = faiss.SearchParametersIVF(
+            sel=self._selector, **({"nprobe": lists.nprobe} if lists is not None else {})
+        )
+        try:
+            return self.index.search(queries, k, params=settings)
+        except RuntimeError as error:
+            raise ValueError(
+                f"an index with deleted rows must be of a kind that can pass over them. FAISS "
+                f"cannot with {self.note.get('factory')!r}. Run `compact_store` and build the "
+                "index again, or use an IVF, HNSW, SQ, RaBitQ or Flat index."
+            ) from error
+
+
+def faiss_beside(store: GradientStore, factory: str, *, seed: int = 0) -> FaissIndex:
+    """Open the FAISS index beside a store, or build and save it there.
+
+    Args:
+        store: The store.
+        factory: A FAISS factory string.
+        seed: Chooses the rows that train the index.
+
+    Raises:
+        ValueError: FAISS does not understand the string, or there are too few rows.
+    """
+    path = store.path / FOLDER / f"{factory.replace('/', '_')}-{seed}.index"
+    if _beside(path, ".json").exists():
+        note = read_json(_beside(path, ".json"), KIND)
+        if (note.get("store"), note.get("num_rows")) == (
+            store.fingerprint,
+            len(store.undeleted()),
+        ):
+            return FaissIndex.load(path, store=store)
+    index = FaissIndex.build(store, factory, seed=seed)
+    index.save(path)
+    return FaissIndex.load(path, store=store)
+
+
+def _faiss() -> Any:
+    """Import FAISS, or say how to install it."""
+    return require("faiss", INSTALL)
+
+
+def _empty(num_dims: int, factory: str) -> Any:
+    """Return a new index without rows."""
+    faiss = _faiss()
+    try:
+        return faiss.index_factory(num_dims, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise ValueError(
+            f"`factory` must be a FAISS factory string such as 'Flat', 'IVF256,SQ8' or "
+            f"'HNSW32'. Got {factory!r}: {error}"
+        ) from error
+
+
+def _training_rows(rows: Any, index: Any, factory: str, seed: int) -> Float[np.ndarray, "n d"]:
+    """Return a random sample of the rows, large enough to train an index."""
+    lists = _faiss().try_extract_index_ivf(index)
+    least = max(
+        lists.nlist if lists is not None else 1, LEAST_PRODUCT_ROWS if "PQ" in factory else 1
+    )
+    if len(rows) < least:
+        raise ValueError(
+            f"`factory` must need no more rows than there are. {factory!r} is trained on "
+            f"at least {least}; there are {len(rows)}. Use fewer lists, or 'Flat'."
+        )
+    size = min(len(rows), max(least * TRAIN_ROWS_PER_LIST, LEAST_TRAIN_ROWS))
+    chosen = np.sort(np.random.default_rng(seed).choice(len(rows), size, replace=False))
+    if isinstance(rows, GradientStore):
+        return rows.rows(chosen)
+    return np.ascontiguousarray(rows[chosen], np.float32)
+
+
+def _blocks(rows: Any) -> Iterator[np.ndarray]:
+    """Yield the rows a block at a time."""
+    for block in rows.blocks() if isinstance(rows, GradientStore) else [rows]:
+        for start in range(0, len(block), ADDED_ROWS):
+            yield block[start : start + ADDED_ROWS]
+
+
+def _beside(path: Path, ending: str) -> Path:
+    """Return the path of a file that belongs to an index."""
+    return path.with_name(path.name + ending)
