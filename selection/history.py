@@ -74,14 +74,20 @@ class History:
         axes.legend(loc="best", frameon=False)
         return figure
 
-    def state(self) -> list[list[Any]]:
-        """Return all entries as plain values."""
-        return [[step, numbers] for step, numbers in self]
+    def state(self) -> dict[str, Any]:
+        """Return all entries as plain values, whose order does not lie in mappings."""
+        table = self.table()
+        return {
+            "names": table.column_names,
+            "columns": [column.to_pylist() for column in table.columns],
+        }
 
     @classmethod
-    def from_state(cls, state: Sequence[Sequence[Any]]) -> "History":
+    def from_state(cls, state: Mapping[str, Any]) -> "History":
         """Return the history of a state."""
         history = cls()
-        for step, numbers in state:
-            history.add(step, numbers)
+        names = state["names"][1:]
+        for step, *values in zip(*state["columns"], strict=True):
+            pairs = zip(names, values, strict=True)
+            history.add(step, {name: value for name, value in pairs if value is not None})
         return history

@@ -35,6 +35,12 @@ class Reweighting:
         group: The process group that shares each step; all ranks by default.
         record_every: Steps between two entries of the history.
 
+    Attributes:
+        step: Number of the next step.
+        history: What the weights of some steps were like.
+        own_losses: The losses of the last step that counted on this rank, which a mixture
+            may want to know.
+
     Example:
         >>> reweighting = Reweighting(LossReweighter(temperature=1.0))
         >>> losses = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0], requires_grad=True)
@@ -54,6 +60,7 @@ class Reweighting:
         self.step = 0
         self.history = History()
         self._last: ExampleWeights | None = None
+        self.own_losses: Float[Tensor, " n"] | None = None
 
     def __call__(
         self, losses: Float[Tensor, "*n"], counted: Bool[Tensor, "*n"] | None = None
@@ -89,6 +96,7 @@ class Reweighting:
         masks = counted or [torch.ones_like(part, dtype=torch.bool) for part in losses]
         wide = [at_least_float32(part.detach()) for part in losses]
         own = torch.cat([part[mask] for part, mask in zip(wide, masks, strict=True)])
+        self.own_losses = own
         everyone, place = gather_rows(own[:, None], self.group)
         found = self.reweighter.weights(everyone[:, 0], step=self.step)
         self._record(found)

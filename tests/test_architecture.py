@@ -138,6 +138,10 @@ selection.top_rows          the largest keys so far
 selection.resampling        rows drawn by their weights
 selection.dsir_passes       counting and weighing text
 selection.dsir              importance resampling towards a target
+selection.trainers.state_callback   states in the checkpoints of a trainer
+selection.trainers.weighted_loss    a trainer whose loss is weighted
+selection.trainers.drawn_rows       a trainer whose rows are drawn
+selection.trainers          glue for the trainer of Hugging Face
 selection                   which examples to train on
 gradsift.figures            figures that follow the colours of a page
 gradsift.html               pages that need nothing else

@@ -421,7 +421,7 @@ def test_groups_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match=r"`groups` must be in \[0, 1\]\. Got 0 to 2\."):
         dro(torch.zeros(2), torch.tensor([0, 2]))
     with pytest.raises(ValueError, match=r"the state must have 2 groups\. Got 1\."):
-        dro.load_state_dict({"step": 0, "logs": [0.0], "history": []})
+        dro.load_state_dict({"step": 0, "logs": [0.0], "history": {}})
 
 
 # History
