@@ -1,5 +1,7 @@
 """Gradients as vectors: capture, compress, keep, search."""
 
+from projections.adam import AdamDirected, AdamScaled, adam_direction, less_direction
+from projections.adam_state import AdamState, Moments, read_adam_state
 from projections.base import (
     Accumulator,
     Batch,
@@ -85,6 +87,9 @@ __all__ = [
     "SJLT",
     "SRHT",
     "Accumulator",
+    "AdamDirected",
+    "AdamScaled",
+    "AdamState",
     "Batch",
     "BestRows",
     "Block",
@@ -116,6 +121,7 @@ __all__ = [
     "Labels",
     "Layout",
     "Masked",
+    "Moments",
     "NonDeterministicError",
     "NonFiniteError",
     "OuterProducts",
@@ -151,6 +157,7 @@ __all__ = [
     "TopK",
     "UnsupportedLayerError",
     "Vectors",
+    "adam_direction",
     "append_gradients",
     "as_embeddings",
     "as_ids",
@@ -172,12 +179,14 @@ __all__ = [
     "flatten_batches",
     "index_gradients",
     "keyed_words",
+    "less_direction",
     "merge_stores",
     "normal_entries",
     "ordered_map",
     "project_gradients",
     "query_rows",
     "random_kronecker",
+    "read_adam_state",
     "read_dataset",
     "read_json",
     "read_parquet",

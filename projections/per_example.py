@@ -10,7 +10,7 @@ one small buffer: what is read back from a cache costs half of what is read from
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 
@@ -298,6 +298,22 @@ class Gradient:
             for other in self.terms[:position]:
                 total = total + 2 * cross_product(term, other)
         return total
+
+
+def examples_of(gradient: Gradient, rows: slice | Int[Tensor, " m"]) -> Gradient:
+    """Return the gradient of some of the examples."""
+    component, terms = gradient.component, []
+    for term in gradient.terms:
+        if isinstance(term, OuterProducts):
+            part = replace(term, inputs=term.inputs[rows], output_grads=term.output_grads[rows])
+        elif isinstance(term, TableRows):
+            part = TableRows(component, term.ids[rows], term.output_grads[rows])
+        elif isinstance(term, Vectors):
+            part = Vectors(component, term.values[rows])
+        else:
+            part = Formed(component, tuple(values[rows] for values in term.values))
+        terms.append(part)
+    return Gradient(component, tuple(terms))
 
 
 def cross_product(left: Term, right: Term) -> Float[Tensor, " n"]:

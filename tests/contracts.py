@@ -236,22 +236,6 @@ def gradient(kind: str, num: int, *, seed: int = 0, dtype: torch.dtype = torch.f
     return Gradient(component, terms)
 
 
-def select(whole: Gradient, rows: Tensor | slice) -> Gradient:
-    """The gradient of some of the examples."""
-    parts = []
-    for term in whole.terms:
-        if isinstance(term, OuterProducts):
-            part = OuterProducts(whole.component, term.inputs[rows], term.output_grads[rows])
-        elif isinstance(term, TableRows):
-            part = TableRows(whole.component, term.ids[rows], term.output_grads[rows])
-        elif isinstance(term, Vectors):
-            part = Vectors(whole.component, term.values[rows])
-        else:
-            part = Formed(whole.component, tuple(values[rows] for values in term.values))
-        parts.append(part)
-    return Gradient(whole.component, tuple(parts))
-
-
 def project(projector: Projector, *gradients: Gradient, dtype: torch.dtype | None = None) -> Tensor:
     """The sum of the projections of several components."""
     like = gradients[0].terms[0]

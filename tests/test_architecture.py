@@ -47,6 +47,8 @@ projections.kronecker       two-sided projection of each layer
 projections.masked          random coordinates, then a sketch of them
 projections.selected        components chosen by name
 projections.coordinates     gradients as they are
+projections.adam_state      the optimizer's moments, by name
+projections.adam            directions in which Adam would step
 projections.concatenated    several projections side by side
 projections.hadamard        the Walsh-Hadamard transform
 projections.srht            Hadamard matrices between random signs

@@ -14,7 +14,6 @@ from contracts import (
     RENAMED,
     gradient,
     project,
-    select,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,6 +37,7 @@ from projections import (
     sjlt,
     tensorsketch,
 )
+from projections.per_example import examples_of
 from projections.philox import derive_key, philox
 
 EXACT = 1e-12  # float64 rounding over sums of a few dozen terms
@@ -115,9 +115,11 @@ def test_components_are_summed_in_any_order(row) -> None:
 def test_the_map_does_not_depend_on_the_batch(row, kind: str, split: int, order: list[int]) -> None:
     projector, grads = row.make(16, 3), gradient(kind, 6)
     whole = project(projector, grads)
-    parts = [project(projector, select(grads, part)) for part in (slice(split), slice(split, 6))]
+    parts = [
+        project(projector, examples_of(grads, part)) for part in (slice(split), slice(split, 6))
+    ]
     torch.testing.assert_close(torch.cat(parts), whole, rtol=EXACT, atol=EXACT)
-    shuffled = project(projector, select(grads, torch.tensor(order)))
+    shuffled = project(projector, examples_of(grads, torch.tensor(order)))
     torch.testing.assert_close(shuffled, whole[order], rtol=EXACT, atol=EXACT)
 
 
@@ -161,7 +163,7 @@ def test_the_map_depends_on_the_seed_and_on_the_name(row) -> None:
 @pytest.mark.parametrize("num", [0, 1])
 def test_an_empty_batch_and_one_example_are_batches(row, num: int) -> None:
     for kind in COMPONENTS:
-        found = project(row.make(8, 0), select(gradient(kind, 2), slice(num)))
+        found = project(row.make(8, 0), examples_of(gradient(kind, 2), slice(num)))
         assert found.shape == (num, 8)
 
 
