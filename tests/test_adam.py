@@ -133,11 +133,8 @@ def test_any_projector_takes_directions() -> None:
     state = read_adam_state(optimizer.state_dict(), task.model)
     layout = find_components(task.model).components
     for direction in (adam_direction, less_direction):
-        whole = rows(
-            task,
-            examples,
-            AdamDirected(projector=everything(task), state=state, direction=direction),
-        )
+        flat = everything(task)
+        whole = rows(task, examples, AdamDirected(projector=flat, state=state, direction=direction))
         for inner in (
             SJLT(num_dims=64, seed=0),
             TensorSketch(num_dims=64, seed=0),
@@ -210,7 +207,7 @@ def stepped(optimizer: Any, model: nn.Module) -> dict[str, Any]:
     return optimizer.state_dict()
 
 
-def square() -> nn.Module:
+def square() -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
 
 
