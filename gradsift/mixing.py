@@ -1,13 +1,14 @@
 """Job 3 of the demo: a mixture of domains that follows the gradients of a target.
 
-The model is trained on with passages drawn from all domains. Every few steps, the gradients
-of one small batch of each domain are compared with that of the target in sketches of a few
-hundred numbers, and the mixture moves to the domains that point where the target points.
+The model is trained on with passages drawn from all domains. Every few steps, the gradient
+of one small batch of each domain is compared with that of the target, and the mixture
+moves to the domains that point where the target points.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -15,8 +16,8 @@ from transformers import LlamaForCausalLM
 
 from gradsift.corpus import Corpus, Passage
 from gradsift.language_model import make_optimizer, mean_loss, stack, train_step
-from projections import SJLT, CausalLM, PassSettings, Sketch, run_pass
-from selection import AlignmentStep, cosine_alignments
+from projections import CausalLM
+from selection import DGA, MirrorDescent
 
 Say = Callable[[str], None]
 
@@ -42,9 +43,6 @@ class MixingSettings:
 
     num_compared: int = 3
     """Passages of each domain whose gradients are compared at a move."""
-
-    num_dims: int = 1024
-    """Dimensions of the sketches."""
 
     step_size: float = 8.0
     """How far a move goes, for an alignment of one."""
@@ -166,54 +164,34 @@ def train_on_mixture(
     Returns:
         The mixture at first and after each move.
     """
-    move = AlignmentStep(step_size=settings.step_size, floor=settings.floor)
+    mixture = DGA(
+        CausalLM(model),
+        {domain: _rows(corpus.of_domain(domain)) for domain in corpus.domains},
+        _rows(guide or corpus.held_out),
+        every=settings.every,
+        batch_size=settings.num_compared,
+        rule=MirrorDescent(step_size=settings.step_size, floor=settings.floor),
+        seed=seed,
+    )
     optimizer = make_optimizer(model, settings.learning_rate)
     random = np.random.default_rng((seed, 0))
     decks = {
         d: _deal(corpus.of_domain(d), np.random.default_rng((seed, 1))) for d in corpus.domains
     }
-    samples = {
-        d: _deal(corpus.of_domain(d), np.random.default_rng((seed, 2))) for d in corpus.domains
-    }
-    weights = np.full(len(corpus.domains), 1 / len(corpus.domains))
-    history = []
     for step in range(settings.steps):
-        if step > 0 and step % settings.every == 0 and guide is not None:
-            compared = {
-                d: [next(deck) for _ in range(settings.num_compared)] for d, deck in samples.items()
-            }
-            weights = move(weights, align(model, compared, guide, settings.num_dims, seed))
-        if step % settings.every == 0:
-            history.append(weights)
-        drawn = random.choice(len(weights), settings.batch_size, p=weights)
+        drawn = random.choice(len(decks), settings.batch_size, p=mixture.weights)
         batch = [next(decks[corpus.domains[domain]]) for domain in drawn]
         model.train()
         train_step(model, stack(batch), optimizer)
         model.eval()
-    return np.array(history)
+        if guide is not None and mixture.due(step):
+            mixture.update(step)
+    return mixture.history.columns["weights"]
 
 
-def align(
-    model: LlamaForCausalLM,
-    compared: Mapping[str, Sequence[Passage]],
-    guide: Sequence[Passage],
-    num_dims: int,
-    seed: int,
-) -> Float[np.ndarray, " k"]:
-    """Return the cosine of each domain's mean gradient with the target's, from one pass."""
-    model.eval()
-    rows = [passage["input_ids"] for group in (*compared.values(), guide) for passage in group]
-    table = run_pass(
-        CausalLM(model),
-        [{"input_ids": tokens} for tokens in rows],
-        [Sketch(SJLT(num_dims=num_dims, seed=seed))],
-        settings=PassSettings(batch_size=16),
-    )
-    ends = np.cumsum([len(group) for group in compared.values()])
-    *domains, target = np.split(table.columns["sketch"], ends)
-    return cosine_alignments(
-        np.array([sketches.mean(axis=0) for sketches in domains]), target.mean(axis=0)
-    )
+def _rows(passages: Sequence[Passage]) -> list[dict[str, Any]]:
+    """Return what a task takes of passages."""
+    return [{"input_ids": passage["input_ids"]} for passage in passages]
 
 
 def _deal(passages: Sequence[Passage], random: np.random.Generator) -> Iterator[Passage]:

@@ -61,6 +61,7 @@ from projections.per_example import (
     OuterProducts,
     Parameter,
     TableRows,
+    Term,
     Vectors,
 )
 from projections.philox import keyed_words, uniforms
@@ -82,6 +83,7 @@ from projections.task import QueryTask, Task, to_device
 from projections.tasks import CausalLM, Classification, Regression, SequenceClassification
 from projections.tensorsketch import TensorSketch
 from projections.texts import Block, TextBatch, TextColumns, Texts, as_texts
+from projections.watch import Watch
 
 __all__ = [
     "SJLT",
@@ -150,6 +152,7 @@ __all__ = [
     "TableRows",
     "Task",
     "TensorSketch",
+    "Term",
     "TextBatch",
     "TextColumns",
     "Texts",
@@ -157,6 +160,7 @@ __all__ = [
     "TopK",
     "UnsupportedLayerError",
     "Vectors",
+    "Watch",
     "adam_direction",
     "append_gradients",
     "as_embeddings",

@@ -35,6 +35,7 @@ projections.layers.embedding    embedding tables
 projections.layers.norm     normalisation layers
 projections.layers          all rules
 projections.capture         gradients of every layer from one backward
+projections.watch           gradients of a training step, while it happens
 projections.columns         what a pass computes for each row
 projections.passes          one walk over a dataset
 projections.checkpoint      where a killed pass goes on
@@ -104,11 +105,6 @@ selection.neighbours        which rows lie near which
 selection.facility_location     rows that represent all others
 selection.k_center          rows that leave no other far away
 selection.dedup             one of rows that say nearly the same
-selection.alignment         one step of a mixture along gradients
-selection.mixtures.base     what samplers read, and what a training loop calls
-selection.mixtures.mirror   mirror descent: how signals move weights
-selection.mixtures.recorded names, weights and history of a mixture
-selection.mixtures          how much of each domain to train on
 selection.history           what happened to weights over a run
 selection.ranks             what all ranks of a run share
 selection.example_losses    losses of examples and tokens from a model's output
@@ -117,6 +113,24 @@ selection.temperatures      how strongly, and how that changes over a run
 selection.loss_weights      weights of examples from their losses
 selection.reweighting       the same in a running training
 selection.group_dro         weights of groups by their losses
+selection.mixtures.base     what samplers read, and what a training loop calls
+selection.mixtures.mirror   mirror descent: how signals move weights
+selection.mixtures.recorded names, weights and history of a mixture
+selection.mixtures.batch_sums   means by domain over batches and ranks
+selection.mixtures.decks    rows of a domain in a random order
+selection.mixtures.alignments   from inner products to alignments
+selection.mixtures.domain_gradients     exact alignments, a batch a domain
+selection.mixtures.dga      dynamic gradient alignment
+selection.mixtures.directions   products with one gradient, exact or of low rank
+selection.mixtures.in_batch     alignments read off the training batch
+selection.mixtures.distributions    many domains by a few distributions
+selection.mixtures.doge     generalisation between domains
+selection.mixtures.doremi   excess losses over a reference model
+selection.mixtures.odm      a bandit on losses
+selection.mixtures.centers  domains as regions of a space
+selection.mixtures.importance   shares of a target among clusters
+selection.mixtures.regmix   regression on many small runs
+selection.mixtures          how much of each domain to train on
 selection.norm_sampling     rows in proportion to gradient norms
 selection.samplers.keyed    random numbers from a seed, a name and a number
 selection.samplers.timeline which batch is drawn with which weights

@@ -30,7 +30,7 @@ TINY = DemoSettings(
     ),
     model=ModelSettings(hidden_size=16, num_layers=1, num_heads=2, steps=4),
     passages=PassagesSettings(num_queries=1, k=3, num_dims=64, num_shown=2),
-    mixing=MixingSettings(steps=4, every=2, num_compared=1, num_dims=64),
+    mixing=MixingSettings(steps=4, every=2, num_compared=1),
 )
 
 

@@ -35,7 +35,7 @@ class RecordedMixture:
     ) -> None:
         """Check the names and the weights."""
         check_at_least("every", every, 1)
-        self._names = _check_names(names)
+        self._names = check_names(names)
         start = _check_start(self._names, weights)
         self._rule, self._every = rule, every
         self._state = rule.begin(start) if rule else None
@@ -58,6 +58,11 @@ class RecordedMixture:
         """The moves so far: ids are steps, the columns ``"weights"`` and ``"signal"``."""
         columns = {"weights": np.array(self._path), "signal": np.array(self._signals)}
         return Table(np.array(self._steps), columns)
+
+    @property
+    def num_moves(self) -> int:
+        """Number of moves so far."""
+        return len(self._steps) - 1
 
     @property
     def mean_weights(self) -> Float[np.ndarray, " m"]:
@@ -142,7 +147,7 @@ class FixedMixture(RecordedMixture):
         return False
 
 
-def _check_names(names: Sequence[str]) -> tuple[str, ...]:
+def check_names(names: Sequence[str]) -> tuple[str, ...]:
     """Return the names, of which there must be one, and none twice."""
     kept = (names,) if isinstance(names, str) else tuple(names)
     if not kept or len(set(kept)) < len(kept):
