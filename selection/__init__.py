@@ -66,6 +66,7 @@ from selection.norm_sampling import RunningNorms, norm_probabilities
 from selection.pruning import prune
 from selection.resampling import Draw, resample
 from selection.reweighting import Reweighting
+from selection.running_reweighting import RunningReweighting
 from selection.samplers import (
     DrawBatchSampler,
     Draws,
@@ -147,6 +148,7 @@ __all__ = [
     "Reweighting",
     "RowDeck",
     "RunningNorms",
+    "RunningReweighting",
     "Selection",
     "SelectionDraws",
     "SemanticDedup",

@@ -49,6 +49,8 @@ class Reweighting:
         tensor([0.0926, 0.1526, 0.2516, 0.2516, 0.2516])
     """
 
+    needs_window = True  # weights of one micro-batch depend on the others of its step
+
     def __init__(
         self, reweighter: LossReweighter, *, group: Any = None, record_every: int = 10
     ) -> None:
@@ -98,8 +100,10 @@ class Reweighting:
         own = torch.cat([part[mask] for part, mask in zip(wide, masks, strict=True)])
         self.own_losses = own
         everyone, place = gather_rows(own[:, None], self.group)
-        found = self.reweighter.weights(everyone[:, 0], step=self.step)
+        found = self._weigh(everyone[:, 0])
+        self._last = found
         self._record(found)
+        self._count()
         parts = found.values[place].split([int(mask.sum()) for mask in masks])
         weights = [torch.zeros_like(part) for part in wide]
         for weight, mask, part in zip(weights, masks, parts, strict=True):
@@ -138,6 +142,14 @@ class Reweighting:
         self.step = int(state["step"])
         self.history = History.from_state(state["history"])
 
+    def _weigh(self, losses: Float[Tensor, " n"]) -> ExampleWeights:
+        """Return the weights of the losses of all micro-batches and ranks."""
+        return self.reweighter.weights(losses, step=self.step)
+
+    def _count(self) -> None:
+        """Go on to the next step."""
+        self.step += 1
+
     def _record(self, found: ExampleWeights) -> None:
         """Write down a step; say which losses were not finite."""
         if self.step % self.record_every == 0:
@@ -161,5 +173,3 @@ class Reweighting:
                 len(found.excluded),
                 places,
             )
-        self._last = found
-        self.step += 1

@@ -112,6 +112,7 @@ selection.loss_curves       which losses deserve weight
 selection.temperatures      how strongly, and how that changes over a run
 selection.loss_weights      weights of examples from their losses
 selection.reweighting       the same in a running training
+selection.running_reweighting   micro-batches weighed by the losses of late
 selection.group_dro         weights of groups by their losses
 selection.mixtures.base     what samplers read, and what a training loop calls
 selection.mixtures.mirror   mirror descent: how signals move weights

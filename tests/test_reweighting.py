@@ -24,6 +24,7 @@ from selection import (
     LossReweighter,
     QuantileRange,
     Reweighting,
+    RunningReweighting,
     StepTemperature,
     causal_losses,
     causal_token_losses,
@@ -370,6 +371,52 @@ def test_two_ranks_equal_one(of_two_ranks: list[dict[str, Tensor]], name: str) -
     expected = step(make_model(), slice(0, 8))[name]
     for found in of_two_ranks:
         torch.testing.assert_close(found[name], expected, atol=FLOAT32, rtol=1e-5)
+
+
+# The losses of late
+
+
+def test_where_the_window_is_what_is_remembered_its_last_part_has_the_exact_weights() -> None:
+    losses = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0, 9.0])
+    exact = weights(losses, linupper, 0.4, FencedRange())
+    running = RunningReweighting(LossReweighter(temperature=0.4), num_parts=3, num_remembered=6)
+    for part in losses.split(2):
+        (found,) = running.window([part])
+    torch.testing.assert_close(found, exact[4:])
+    assert running.step == 1
+
+
+def test_running_weights_sum_to_one_on_average_even_one_example_at_a_time() -> None:
+    random = torch.Generator().manual_seed(0)
+    running = RunningReweighting(LossReweighter(curve=upper, temperature=0.4), num_parts=4)
+    sums, single = [], []
+    for _ in range(400):
+        parts = [running.window([loss])[0] for loss in torch.rand(4, 1, generator=random)]
+        sums.append(float(torch.cat(parts).sum()))
+        single += [float(part) for part in parts]
+    assert sum(sums) / len(sums) == pytest.approx(1, abs=0.03)
+    assert max(single) > 4 * min(single)  # normalised one by one, all would be alike
+    assert running.step == 400
+
+
+def test_running_weights_go_on_after_a_state_and_leave_out_nan() -> None:
+    def fresh() -> RunningReweighting:
+        return RunningReweighting(LossReweighter(), num_parts=2, num_remembered=5)
+
+    random = torch.Generator().manual_seed(1)
+    stream = [torch.rand(3, generator=random) for _ in range(7)]
+    stream[1][0] = torch.nan
+    whole = fresh()
+    expected = [whole.window([losses])[0] for losses in stream]
+    first, second = fresh(), fresh()
+    found = [first.window([losses])[0] for losses in stream[:3]]
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    found += [second.window([losses])[0] for losses in stream[3:]]
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert expected[1][0] == 0
+    assert whole.step == 3
+    nothing = fresh().window([torch.tensor([torch.nan])])[0]
+    assert nothing.tolist() == [0]
 
 
 # Groups

@@ -21,6 +21,7 @@ from selection import (
     LossReweighter,
     MixtureDraws,
     Reweighting,
+    RunningReweighting,
     Selection,
     SelectionDraws,
     WeightedDraws,
@@ -208,6 +209,19 @@ def test_evaluation_has_the_loss_of_the_model(tmp_path: Path) -> None:
     plain = Trainer(model=Regressor(), args=arguments(tmp_path), eval_dataset=Seen())
     assert found == pytest.approx(plain.evaluate()["eval_loss"])
     assert trainer.reweighting.step == 0
+
+
+def test_running_weights_train_without_a_forward_that_comes_first(tmp_path: Path) -> None:
+    trainer = weighted(tmp_path, LossReweighter(), gradient_accumulation_steps=2)
+    running = RunningReweighting(LossReweighter(curve=uniform), num_parts=2)
+    trainer.reweighting = running
+    calls: list[int] = []
+    trainer.losses = lambda *pair: calls.append(1) or regression_losses(*pair)
+    trainer.train()
+    assert (len(calls), running.step) == (12, 6)
+    plain = weighted(tmp_path, LossReweighter(curve=uniform), gradient_accumulation_steps=2)
+    plain.train()
+    torch.testing.assert_close(parameters(trainer), parameters(plain), atol=FLOAT32, rtol=0)
 
 
 def test_a_batch_without_labels_is_refused(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from transformers.trainer_callback import ExportableState
 
 from projections import StoreMismatchError
 from selection.mixtures import OnlineMixture
-from selection.reweighting import Reweighting
 
 NAME = "StateCallback"
 
@@ -127,6 +126,7 @@ class StateCallback(TrainerCallback, ExportableState):
     def _losses(self) -> Float[np.ndarray, " n"] | None:
         """Return the losses of this rank's examples."""
         for part in self.parts.values():
-            if isinstance(part, Reweighting) and part.own_losses is not None:
-                return part.own_losses.double().cpu().numpy()
+            losses = getattr(part, "own_losses", None)
+            if losses is not None:
+                return losses.double().cpu().numpy()
         return None

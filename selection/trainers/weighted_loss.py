@@ -23,7 +23,8 @@ class ReweightingMixin:
     ``class Weighted(ReweightingMixin, Trainer): pass``, and then ``Weighted(model=...,
     args=..., train_dataset=..., reweighting=Reweighting(...))``. Weights span all
     micro-batches and ranks of a step. With gradient accumulation, a forward without
-    gradients over the micro-batches comes first, with the same dropout as the second.
+    gradients over the micro-batches comes first, with the same dropout as the second;
+    `RunningReweighting` does without.
     Evaluation has the model's own loss. State is kept in the checkpoints.
 
     An example whose loss is not finite is taken out of its micro-batch, which is then run
@@ -64,7 +65,8 @@ class ReweightingMixin:
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         """Collect the micro-batches of a step, and weigh them together if there are several."""
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._window = iter(self._weigh(batches)) if len(batches) > 1 else None
+        ahead = len(batches) > 1 and self.reweighting.needs_window
+        self._window = iter(self._weigh(batches)) if ahead else None
         return batches, count
 
     def compute_loss(
