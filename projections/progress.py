@@ -74,7 +74,7 @@ def track(
         for item in items:
             yield item
             count += size(item)
-            if display:
+            if display is not None:  # a bar without a total has no truth value
                 display.update(size(item))
             now = time.monotonic()
             if now - logged > LOG_EVERY:
@@ -83,5 +83,5 @@ def track(
                 logger.info("%s: %d %s, %.1f/s%s", description, count, unit, rate, left)
                 logged = now
     finally:
-        if display:
+        if display is not None:
             display.close()

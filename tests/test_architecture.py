@@ -177,6 +177,11 @@ gradsift.commands.retrieval     gradsift retrieve
 gradsift.commands.scoring   gradsift score
 gradsift.commands.stores    verify, delete, compact and merge stores
 gradsift.commands.pruning   gradsift prune
+gradsift.commands.embedding     where vectors of rows come from
+gradsift.commands.choosing  what commands that choose rows share
+gradsift.commands.gio       gradsift gio
+gradsift.commands.covering  gradsift cover
+gradsift.commands.deduplication     gradsift dedup
 gradsift.commands.pages     gradsift demo and report
 gradsift.commands           the table of commands
 gradsift.cli                the command line

@@ -4,6 +4,9 @@ Every command writes its resolved options beside its output, goes on where an ea
 with the same options stopped, and returns the lines that say what it did.
 """
 
+from gradsift.commands.covering import Cover
+from gradsift.commands.deduplication import Dedup
+from gradsift.commands.gio import Gio
 from gradsift.commands.indexing import Index
 from gradsift.commands.options import Command, command_from_json
 from gradsift.commands.pages import Demo, Report
@@ -20,6 +23,9 @@ COMMANDS: dict[str, type[Command]] = {
     "retrieve": Retrieve,
     "score": Score,
     "prune": Prune,
+    "gio": Gio,
+    "cover": Cover,
+    "dedup": Dedup,
     "report": Report,
     "store-verify": StoreVerify,
     "store-delete": StoreDelete,

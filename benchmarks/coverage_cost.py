@@ -1,0 +1,235 @@
+"""What choosing rows by GIO, coverage and deduplication costs, beside the packages for it.
+
+Embeddings are drawn around 50 centres and have length 1; the target around 5 of them.
+grad-info-opt would take hours, so a part of each of its stages is timed and multiplied by
+what it grows with; that part and the factor are in the table. Everything of ours is timed
+whole.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+from measuring import options, parse, publish, table
+
+from projections import Embeddings
+from selection import (
+    GIO,
+    DataShare,
+    FacilityLocation,
+    KCenter,
+    KMeans,
+    NeighbourGraph,
+    SemanticDedup,
+    UniformStart,
+)
+from selection.divergence import Targets, log_distances, mean_divergence
+
+PARTS = ("gio", "facility", "million")
+DIMS, LARGE_DIMS = 384, 64
+PUBLISHED_PICKS = 101  # of a run with the package's defaults, if it does not stop before
+STEPS = (150, 50)  # of gradient descent, for the first pick and for each further one
+SPARK_ROUNDS = 20
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--peer-python", type=Path, help="interpreter with the peers")
+    chosen = parse(parser)
+    chosen.sizes = [100_000, 10_000, 1_500, 20_000, 1_000_000, 1_000]
+    chosen.peer_sizes = [8_000, 400, 150, 10, 20_000]
+    if chosen.quick:
+        chosen.sizes, chosen.peer_sizes = [2_000, 300, 50, 400, 3_000, 50], [800, 10, 40, 2, 300]
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    runs = {"gio": compare_gio, "facility": compare_facility, "million": measure_million}
+    parts = [part for name in chosen.parts for part in runs[name](chosen)]
+    if chosen.peer_python is None:
+        parts.append("The peers were absent: give their interpreter with `--peer-python`.")
+    publish("Choosing rows by their embeddings", parts, chosen.out)
+
+
+def draw(seed: int, count: int, num_centers: int, dims: int = DIMS) -> np.ndarray:
+    """Return rows of length 1 around the first of 50 centres."""
+    random = np.random.default_rng(0)
+    centers = random.standard_normal((50, dims), dtype=np.float32)
+    random = np.random.default_rng(seed)
+    rows = 0.7 * centers[random.integers(0, num_centers, count)]
+    rows += random.standard_normal((count, dims), dtype=np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def timed(run: Any) -> tuple[Any, float]:
+    """Return a result and the seconds it took."""
+    began = perf_counter()
+    result = run()
+    return result, perf_counter() - began
+
+
+def ask(chosen: argparse.Namespace, part: str, count: int, **arrays: np.ndarray) -> Any:
+    """Run one part of the peer, on these arrays; None without its interpreter."""
+    if chosen.peer_python is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        np.savez(f"{folder}/arrays.npz", **arrays)  # pyright: ignore[reportArgumentType]
+        script = Path(__file__).with_name("coverage_peer.py")
+        words = [chosen.peer_python, script, part, "--arrays", f"{folder}/arrays.npz"]
+        done = subprocess.run(
+            [*map(str, words), "--count", str(count)], capture_output=True, text=True, check=False
+        )
+    if done.returncode:
+        raise RuntimeError(f"the peer failed at {part}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def compare_gio(chosen: argparse.Namespace) -> list[str]:
+    """Time GIO from embeddings to chosen rows, and compare picks and divergences."""
+    num_rows, num_target, num_centroids, *_ = chosen.sizes
+    rows, target = draw(1, num_rows, 50), draw(2, num_target, 5)
+    seconds = {}
+    for name in ("published", "nearest-discarded", "coverage", "knn"):
+        gio: Any = GIO(
+            estimate=name, count="centroids", num_centroids=num_centroids, stop=DataShare(1), seed=0
+        )
+        _, seconds[name] = timed(lambda gio=gio: gio.fit(rows, target).select())
+    lines = [
+        [f"ours, {name}", "all of it", f"{taken:.1f}", "1", f"{taken:.1f}", ""]
+        for name, taken in seconds.items()
+    ]
+    notes = [
+        f"GIO: {num_rows:,} candidates and {num_target:,} targets of {DIMS} dimensions, "
+        f"{num_centroids:,} centroids of each. Ours ranks all rows; the package makes "
+        f"{PUBLISHED_PICKS} picks, as by default."
+    ]
+    num_small, clusters, few, picks, _ = chosen.peer_sizes
+    quantized = ask(chosen, "quantize", clusters, rows=rows[:num_small])
+    if quantized is not None:
+        centroids = [
+            KMeans(num_clusters=num_centroids, seed=0).fit(Embeddings(some)).centroids
+            for some in (rows, target)
+        ]
+        start = UniformStart().points(DIMS, 0).astype(np.float32)
+        once = ask(chosen, "fit", 1, rows=centroids[0], target=centroids[1], start=start)
+        lines += peer_lines(chosen, quantized, once["seconds"], seconds["published"])
+        several = ask(chosen, "fit", picks, rows=rows[:few], target=target[:few], start=start)
+        notes.append(parity(rows[:few], target[:few], start, several))
+    head = ["", "timed", "seconds", "factor", "seconds in all", "times ours, published"]
+    return [notes[0], table(head, lines), *notes[1:]]
+
+
+def peer_lines(
+    chosen: argparse.Namespace, quantized: Any, once: float, ours: float
+) -> list[list[str]]:
+    """Return the lines of grad-info-opt, each stage timed in part."""
+    num_rows, num_target, num_centroids, *_ = chosen.sizes
+    clusters = chosen.peer_sizes[1]
+    sizes, seconds = quantized["sizes"], quantized["seconds"]
+    # What remains when the smaller run is taken away is work that grows, without overhead.
+    growth = max(seconds[1] - seconds[0], 0) / (sizes[1] - sizes[0]) / clusters
+    whole = growth * (num_rows + num_target) * num_centroids
+    factor = whole / max(seconds[1] - seconds[0], 1e-9)
+    done, steps = STEPS[0] + STEPS[1], STEPS[0] + STEPS[1] * PUBLISHED_PICKS
+    greedy = once * steps / done
+    return [
+        [
+            "grad-info-opt, k-means on Spark",
+            f"{sizes[1]:,} rows less {sizes[0]:,}, {clusters} clusters",
+            f"{seconds[1]:.1f} - {seconds[0]:.1f}",
+            f"{factor:.1f}",
+            f"{whole:.0f}",
+            "",
+        ],
+        [
+            "grad-info-opt, greedy descent",
+            f"{done} of {steps} steps",
+            f"{once:.1f}",
+            f"{steps / done:.1f}",
+            f"{greedy:.0f}",
+            f"{greedy / ours:.0f}",
+        ],
+        ["grad-info-opt", "", "", "", f"{whole + greedy:.0f}", f"{(whole + greedy) / ours:.0f}"],
+    ]
+
+
+def parity(rows: np.ndarray, target: np.ndarray, start: np.ndarray, theirs: Any) -> str:
+    """Say how far the package's picks and divergences are from ours."""
+    gio = GIO(estimate="published", num_centroids=None, stop=DataShare(1), seed=0)
+    ours = [pick.candidate for pick in gio.fit(rows, target, initial=start).picks]
+    ranks = [ours.index(pick) + 1 for pick in theirs["picks"]]
+    targets = Targets(target, np.ones(len(target), np.int64), gio.num_neighbours)
+    start_total = int(targets.total_distances(start).sum())
+    added = np.cumsum(log_distances(target, rows[theirs["picks"]]).sum(axis=0)) + start_total
+    values = [
+        mean_divergence(targets, int(total), len(start) + number, len(start) + number)
+        for number, total in enumerate(added, start=1)
+    ]
+    worst = np.abs(np.array(values) / np.array(theirs["values"]) - 1).max()
+    return (
+        f"On {len(rows)} rows without k-means, the package's {len(ranks)} picks have the places "
+        f"{', '.join(map(str, ranks))} in the order of the closed form; its divergences after "
+        f"each pick differ from ours by at most {worst:.1e} of their value (it computes in "
+        "float32)."
+    )
+
+
+def compare_facility(chosen: argparse.Namespace) -> list[str]:
+    """Time facility location, and compare the values over all pairs."""
+    size, count = chosen.sizes[3], chosen.sizes[3] // 20
+    rows = draw(3, size, 50)
+    graph = NeighbourGraph(num_neighbours=32, similarity="euclidean", seed=0)
+    found, ours = timed(lambda: FacilityLocation(graph=graph).select(rows, num_selected=count))
+    lines = [["ours, 32 neighbours", f"{ours:.1f}", "1", f"{spread(rows, found.ids):.4f}"]]
+    theirs = ask(chosen, "facility", count, rows=rows)
+    if theirs is not None:
+        ratio = theirs["seconds"] / ours
+        value = spread(rows, theirs["picks"])
+        lines.append(["apricot, lazy", f"{theirs['seconds']:.1f}", f"{ratio:.1f}", f"{value:.4f}"])
+    random = np.random.default_rng(0).choice(size, count, replace=False)
+    lines.append(["random", "", "", f"{spread(rows, random):.4f}"])
+    head = ["", "seconds", "times ours", "mean squared distance to the nearest chosen row"]
+    return [
+        f"Facility location: {count:,} of {size:,} rows of {DIMS} dimensions.",
+        table(head, lines),
+    ]
+
+
+def spread(rows: np.ndarray, picks: Sequence[int] | np.ndarray) -> float:
+    """Return the mean squared distance of all rows to the nearest pick."""
+    index = faiss.IndexFlatL2(rows.shape[1])
+    index.add(rows[np.asarray(picks)])
+    return float(index.search(rows, 1)[0].mean())
+
+
+def measure_million(chosen: argparse.Namespace) -> list[str]:
+    """Time what runs on a million rows, and the memory it takes."""
+    size, count = chosen.sizes[4:]
+    rows = Embeddings(draw(4, size, 50, LARGE_DIMS))
+    graph = NeighbourGraph(num_neighbours=16, num_probes=4, seed=0)
+    runs = {
+        "k-centre": lambda: KCenter().select(rows, num_selected=count // 10),
+        "semantic deduplication": lambda: SemanticDedup(threshold=0.9, seed=0).select(rows),
+        "facility location": lambda: FacilityLocation(graph=graph).select(rows, num_selected=count),
+    }
+    lines = []
+    for name, run in runs.items():
+        found, seconds = timed(run)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        lines.append([name, f"{len(found):,}", f"{seconds:.0f}", f"{peak:.1f}"])
+    return [
+        f"{size:,} rows of {LARGE_DIMS} dimensions ({rows.rows.nbytes / 2**30:.2f} GiB); all pairs "
+        f"would be {4 * size**2 / 2**40:.1f} TiB.",
+        table(["", "rows kept", "seconds", "peak memory so far, GiB"], lines),
+    ]
+
+
+if __name__ == "__main__":
+    main()
