@@ -171,6 +171,7 @@ gradsift.demo               the three jobs, a page and a summary
 gradsift.report             a page about scores or a store
 gradsift.terminal           the demo's tables on a terminal
 gradsift.models             models and tasks from a folder
+gradsift.projecting         projections by name, and Adam's state from a file
 gradsift.commands.options   what commands share
 gradsift.commands.indexing  gradsift index
 gradsift.commands.retrieval     gradsift retrieve

@@ -15,6 +15,7 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
         "memory",
         "traker_mlp",
         pytest.param("text_selection", marks=pytest.mark.slow),
+        pytest.param("choosing_a_projection", marks=pytest.mark.slow),
         pytest.param("index_cost", marks=pytest.mark.slow),
         pytest.param("search_cost", marks=pytest.mark.slow),
     ],

@@ -91,6 +91,63 @@ def test_an_index_is_built_and_asked(
     assert (tmp_path / "index" / "report.html").exists()
 
 
+@pytest.mark.parametrize("name", ["srht", "tensorsketch", "two-sided", "rademacher", "gaussian"])
+def test_an_index_has_the_projection_that_was_asked_for(
+    name: str, model: Path, data: Path, tmp_path: Path
+) -> None:
+    build = ["index", "--model", model, "--data", data, "--out", tmp_path / "index"]
+    assert run(*build, "--num-dims", 64, "--projection", name, "--layers", "*mlp*") == 0
+    store = GradientStore.open(tmp_path / "index" / "store")
+    assert 0 < store.num_dims <= 64
+    ask = ["retrieve", tmp_path / "index", "--query", "the cat sat", "-k", 3, "--metric", "dot"]
+    assert run(*ask, "--out", tmp_path / "hits.jsonl") == 0
+
+
+def train_with_adam(folder: Path, path: Path, *, groups: int) -> None:
+    """Save the state of Adam after a step, grouped as by a trainer, or named."""
+    network = LlamaForCausalLM.from_pretrained(folder)
+    named = list(network.named_parameters())
+    arguments: Any = named
+    if groups == 2:
+        decayed = [(name, p) for name, p in named if "norm" not in name]
+        rest = [(name, p) for name, p in named if "norm" in name]
+        arguments = [{"params": [p for _, p in part]} for part in (decayed, rest)]
+    optimizer = torch.optim.AdamW(arguments)
+    tokens = torch.tensor([[2, 3, 4, 5]])
+    network(input_ids=tokens, labels=tokens).loss.backward()
+    optimizer.step()
+    torch.save(optimizer.state_dict(), path)
+
+
+def test_an_index_takes_the_scaling_of_a_trainer_or_of_named_parameters(
+    model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = []
+    for groups in (1, 2):
+        train_with_adam(model, tmp_path / "optimizer.pt", groups=groups)
+        build = ["index", "--model", model, "--data", data, "--out", tmp_path / f"index{groups}"]
+        build += ["--num-dims", 64, "--optimizer-state", tmp_path / "optimizer.pt"]
+        assert run(*build) == 0
+        rows.append(GradientStore.open(tmp_path / f"index{groups}" / "store").rows(range(12)))
+    assert (rows[0] == rows[1]).all()
+    assert run("retrieve", tmp_path / "index2", "--query", "the cat sat", "-k", 3) == 0
+    capsys.readouterr()
+    other = ["index", "--model", model, "--data", data, "--out", tmp_path / "other"]
+    (tmp_path / "text.pt").write_text("no state")
+    assert run(*other, "--optimizer-state", tmp_path / "text.pt") == 1
+    assert "must be a state dict that `torch.save` wrote" in capsys.readouterr().err
+    torch.save(LlamaForCausalLM.from_pretrained(model).state_dict(), tmp_path / "model.pt")
+    assert run(*other, "--optimizer-state", tmp_path / "model.pt") == 1
+    assert "must be what `optimizer.state_dict()` returns" in capsys.readouterr().err
+    state = torch.load(tmp_path / "optimizer.pt")
+    state["param_groups"][0]["params"].pop()
+    torch.save(state, tmp_path / "short.pt")
+    assert run(*other, "--optimizer-state", tmp_path / "short.pt") == 1
+    assert "in groups of [9, 3]. It has groups of [8, 3]" in capsys.readouterr().err
+    assert run(*other, "--rows", "ekfac", "--projection", "srht") == 1
+    assert "must be used with `--rows sketch`" in capsys.readouterr().err
+
+
 def test_an_index_of_curvature_is_reranked_on_request(
     model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,7 @@
 """Projections of several parts: two-sided ones of each layer, chosen components, wrappers."""
 
+import cases
+import numpy as np
 import pytest
 import torch
 from contracts import COMPONENTS, gradient, project
@@ -16,13 +18,18 @@ from projections import (
     KroneckerBlock,
     Masked,
     Parameter,
+    PassSettings,
+    Projector,
     RandomSide,
     Selected,
+    Sketch,
+    TensorSketch,
     coordinates,
     describe,
     find_components,
     normal_entries,
     random_kronecker,
+    run_pass,
 )
 from projections.checks import check_patterns
 
@@ -192,3 +199,36 @@ def test_a_model_has_its_coordinates_in_the_order_of_its_layers() -> None:
 def test_the_message_names_the_argument_and_the_bound(make, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# One pass.
+
+
+def run_and_count(projectors: dict[str, Projector]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The rows of a pass over a fresh model, and each time its first layer was run or reached."""
+    task, examples = cases.build("gpt2-tied", 5)
+    calls: list[str] = []
+    block = task.model.get_submodule("transformer.h.0.mlp.c_fc")
+    block.register_forward_hook(lambda *_: calls.append("forward"))
+    block.register_full_backward_hook(lambda *_: calls.append("backward"))
+    columns = [Sketch(projector, name) for name, projector in projectors.items()]
+    table = run_pass(task, examples, columns, settings=PassSettings(batch_size=2))
+    return dict(table.columns), calls
+
+
+def test_several_projections_of_a_pass_cost_one_forward_and_one_backward() -> None:
+    task, _ = cases.build("gpt2-tied", 5)
+    components = list(find_components(task.model).components.values())
+    projectors = {
+        "sjlt": SJLT(num_dims=32, seed=0),
+        "srht": SRHT(num_dims=32, seed=0),
+        "tensor": TensorSketch(num_dims=32, seed=0),
+        "two-sided": random_kronecker(components, num_dims=200, seed=0),
+        "whole": coordinates(components),
+    }
+    together, calls = run_and_count(projectors)
+    assert calls.count("forward") == calls.count("backward") > 0
+    for name, projector in projectors.items():
+        alone, own = run_and_count({name: projector})
+        assert own == calls
+        np.testing.assert_allclose(together[name], alone[name], rtol=EXACT, atol=EXACT)

@@ -17,10 +17,11 @@ from gradsift.commands.options import (
     write_config,
 )
 from gradsift.models import ModelSource, load_task
+from gradsift.projecting import ProjectionName, make_projector
 from influence import EKFAC, build_index
 from projections import (
-    SJLT,
     GradientStore,
+    Projector,
     StoreMismatchError,
     Task,
     index_gradients,
@@ -50,6 +51,13 @@ class Index:
     num_dims: int = 4096
     """Numbers kept of each gradient."""
 
+    projection: ProjectionName = "sjlt"
+    """How sketches are drawn; docs/choosing_a_projection.md compares them."""
+
+    optimizer_state: Path | None = None
+    """State of Adam, such as a trainer's optimizer.pt: sketches are of gradients over the root
+    of its second moment, those of queries too."""
+
     seed: int = 0
     """Seed of the random projection, or of the labels that the curvature draws."""
 
@@ -60,6 +68,11 @@ class Index:
 
     def run(self) -> Iterator[str]:
         """Build the index."""
+        if self.rows == "ekfac" and (self.projection != "sjlt" or self.optimizer_state):
+            raise ValueError(
+                "`--projection` and `--optimizer-state` must be used with `--rows sketch`. Rows of "
+                "ekfac have a basis of their own."
+            )
         data = read_dataset(self.data)
         task = load_task(self.source)
         store = self._sketch(task, data) if self.rows == "sketch" else self._curvature(task, data)
@@ -69,12 +82,23 @@ class Index:
         yield f"loss {summary(losses)}; gradient norm {summary(norms)}"
         yield f"next: gradsift retrieve {self.out} --query '...'"
 
+    def projector(self, task: Task) -> Projector:
+        """Return the map of the sketches."""
+        return make_projector(
+            self.projection,
+            task.model,
+            num_dims=self.num_dims,
+            seed=self.seed,
+            layers=self.reading.layers,
+            optimizer_state=self.optimizer_state,
+        )
+
     def _sketch(self, task: Task, data: Any) -> GradientStore:
         """Build a store of random sketches."""
         return index_gradients(
             task,
             data,
-            SJLT(num_dims=self.num_dims, seed=self.seed),
+            self.projector(task),
             path=self.out / "store",
             settings=pass_settings(self.reading),
             dtype=self.row_dtype,

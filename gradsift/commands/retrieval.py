@@ -13,7 +13,6 @@ from gradsift.commands.options import config_beside, pass_settings, snippet, wri
 from gradsift.models import load_task
 from influence import TRAK, GradientCosine, GradientDot, InfluenceIndex, Metric, retrieve_rows
 from projections import (
-    SJLT,
     GradientStore,
     Rows,
     Task,
@@ -97,7 +96,7 @@ class Retrieve:
         if built.rows == "ekfac":
             index = InfluenceIndex.load(self.index)
             return index.search(task, rows, k=self.k, rerank=self.rerank, data=data)
-        projector = SJLT(num_dims=built.num_dims, seed=built.seed)
+        projector = built.projector(task)
         metric = pick_metric(self.metric, self.damping)
         settings = pass_settings(built.reading)
         asked = query_rows(task, rows, projector, settings=settings, store=store)
