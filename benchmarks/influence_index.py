@@ -6,10 +6,10 @@
 One model is trained on all examples, and one hundred on random halves, each with several
 seeds (`retrained.py`). LDS is the mean over queries of the rank correlation between summed
 scores and the retrained models' negative losses; its error is the standard error over
-queries. Every metric is swept over its damping: a Gram matrix from a tenth of its noise
-floor (its trace over the number of examples, the default) to ten times that, eigenvalues
-from a tenth to ten times the mean of their layer. Recall is of the ten best by full EK-FAC
-at 1 x the layer mean, among the first 10, 100 and 300 of a method.
+queries. Every metric is swept over its damping, from a tenth to ten times its default, which
+for a Gram matrix is its noise floor, the trace over the number of examples; shrunk towards
+the curvature, ten of them. Recall is of the ten best by full EK-FAC at 1 x the layer mean,
+among the first 10, 100 and 300 of a method.
 """
 
 import time
@@ -33,20 +33,26 @@ from influence import (
     RelativeDamping,
     build_index,
     choose_coordinates,
-    noise_floor,
     recipe_damping,
 )
-from influence.eigen_index import RowGram, Whitening
+from influence.eigen_index import RowGram
 from influence.linear_layers import linear_uses
+from influence.row_gram import default_damping, pick_target
+from influence.whitening import Whitening
 from projections import (
     SJLT,
+    GivenSide,
     Gradient,
+    Kronecker,
+    KroneckerBlock,
     Labels,
     PassSettings,
     Projector,
     QueryTask,
     Sketch,
+    find_components,
     fingerprint_model,
+    random_kronecker,
     run_pass,
 )
 
@@ -155,26 +161,28 @@ class Bench:
         )
         return accumulator.mean.numpy()
 
+    def grams(self, projector: Projector, train: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the Gram matrix from the data's labels, and the exact one where it can be had."""
+        found = {"data": train.T @ train / len(train)}
+        if self.few_labels:
+            found["exact"] = self.gram(projector)
+        return found
+
     def by_gram(
-        self, method: str, projector: Projector, *, exact: bool | None = None
-    ) -> Iterator[Measured]:
-        """Yield a projector with its Gram matrix from the data's and from exact labels."""
-        train, queries = self.rows(projector)
-        kinds = {"data's labels": train.T @ train / len(train)}
-        if self.few_labels and exact is not False:
-            kinds["exact labels"] = self.gram(projector)
-        swept = MULTIPLES if projector.num_dims <= WIDEST_SWEPT else (1.0,)
-        for name, gram in kinds.items():
-            floor = noise_floor(float(np.trace(gram)), len(train)).value
-            scores = {}
-            for multiple in swept:
-                whitening = Whitening(torch.from_numpy(gram), floor * multiple)
-                asked = whitening.apply(torch.from_numpy(queries)).numpy()
-                label = "default" if multiple == 1 else f"{multiple:g} x floor"
-                scores[label] = asked @ train.T
-            yield Measured(
-                f"{method}, Gram of {name}", f"{projector.num_dims:,}", scores, train[0].nbytes
-            )
+        self,
+        method: str,
+        gram: np.ndarray,
+        target: Tensor,
+        rows: tuple[np.ndarray, np.ndarray],
+    ) -> Measured:
+        """Return the scores of rows under a Gram matrix, swept over its damping."""
+        train, queries = rows
+        default, scores = default_damping(gram, target, len(train)), {}
+        for multiple in MULTIPLES if len(gram) <= WIDEST_SWEPT else (1.0,):
+            whitening = Whitening(torch.from_numpy(gram), default * multiple, target)
+            asked = whitening.apply(torch.from_numpy(queries)).numpy()
+            scores["default" if multiple == 1 else f"{multiple:g} x default"] = asked @ train.T
+        return Measured(method, f"{len(gram):,}", scores, train[0].nbytes)
 
     @property
     def few_labels(self) -> bool:
@@ -216,24 +224,51 @@ def indexes(bench: Bench, num_dims: int) -> Iterator[Measured]:
     """Yield the indexes of one width."""
     layers, model = bench.fitted.layers, fingerprint_model(bench.retrained.model)
     projector = choose_coordinates(layers, num_dims, model=model)
-    train, queries = bench.rows(projector)
+    train, queries = rows = bench.rows(projector)
     scores = {}
-    mean = float(projector.eigenvalues.double().mean())
-    for multiple in (0.01, *MULTIPLES):
-        whitening = Whitening(projector.eigenvalues, mean * multiple)
+    own = pick_target("dampings", bench.fitted, projector)
+    for multiple in (*MULTIPLES, 100.0):
+        whitening = Whitening(projector.eigenvalues, multiple, own)
         asked = whitening.apply(torch.from_numpy(queries)).numpy()
-        scores["default" if multiple == 0.1 else f"{multiple:g} x mean"] = asked @ train.T
+        scores["default" if multiple == 1 else f"{multiple:g} x default"] = asked @ train.T
     yield Measured("eigenbasis, eigenvalues", f"{num_dims:,}", scores, train[0].nbytes)
-    yield from bench.by_gram("eigenbasis", projector)
+    for labels, gram in bench.grams(projector, train).items():
+        for name, towards in (("ones", "the identity"), ("curvature", "EK-FAC")):
+            target = pick_target(name, bench.fitted, projector)
+            method = f"eigenbasis, Gram of {labels} labels towards {towards}"
+            yield bench.by_gram(method, gram, target, rows)
 
 
 def rivals(bench: Bench, num_dims: int) -> Iterator[Measured]:
     """Yield what else could fill a row of this width."""
-    sketch = SJLT(num_dims=num_dims, seed=0)
-    yield from bench.by_gram("random sketch", sketch)
-    train, queries = bench.rows(Whitened(sketch, bench.fitted))
+    projectors: dict[str, Projector] = {"random sketch (TRAK)": SJLT(num_dims=num_dims, seed=0)}
+    projectors |= two_sided(bench, num_dims)
+    for name, projector in projectors.items():
+        rows = bench.rows(projector)
+        ones = torch.ones(projector.num_dims, dtype=torch.float64)
+        for labels, gram in bench.grams(projector, rows[0]).items():
+            yield bench.by_gram(f"{name}, Gram of {labels} labels", gram, ones, rows)
+    sketch = Whitened(SJLT(num_dims=num_dims, seed=0), bench.fitted)
+    train, queries = bench.rows(sketch)
     found = {"default": queries @ train.T}
     yield Measured("sketch of the whitened gradient", f"{num_dims:,}", found, train[0].nbytes)
+
+
+def two_sided(bench: Bench, num_dims: int) -> dict[str, Projector]:
+    """Return LoGra with random and with principal sides."""
+    found = bench.fitted.layers
+    layout = find_components(bench.retrained.model, kinds=READING.kinds)
+    random = random_kronecker(layout.components.values(), num_dims=num_dims, seed=0)
+    blocks = {}
+    for name, block in random.blocks.items():
+        layer, (p, q) = found[name], (block.left.num_dims, block.num_dims // block.left.num_dims)
+        rows = layer.eigenvalues.sum(1).argsort(descending=True)[:p]
+        columns = layer.eigenvalues.sum(0).argsort(descending=True)[:q]
+        sides = (layer.left.columns(rows), layer.right.columns(columns))
+        left, right = (GivenSide(side.contiguous()) for side in sides)
+        blocks[name] = KroneckerBlock(block.start, left, right)
+    principal = Kronecker(random.num_dims, "principal", blocks)
+    return {"two-sided random (LoGra)": random, "two-sided principal (LoGra)": principal}
 
 
 def as_shipped(bench: Bench, num_dims: int) -> tuple[Measured, np.ndarray, float]:

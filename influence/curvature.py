@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from influence.damping import Damping, RelativeDamping
+from influence.damping import Damping, RelativeDamping, damping_from
 from influence.kfac_math import LayerCurvature, Rotation, damped_inverse, precondition
 from influence.pairwise import PairwiseScores, RunningTop, SelfInfluence, TokenScores
 from influence.queries import Preconditioned, QueryGradients, compress
@@ -368,6 +368,7 @@ class FittedCurvature:
             "index": index,
             "provenance": dict(self.provenance),
             "layers": self.settings.layers,
+            "damping": describe(self.damping),
         }
         with replacing(Path(path)) as file:
             file.write(save(tensors, metadata={"gradsift": json.dumps(note)}))
@@ -378,10 +379,11 @@ class FittedCurvature:
 
         Args:
             path: The file.
-            damping: The damping to use; that of `RelativeDamping` if left out.
+            damping: The damping to use; that which was saved if left out.
 
         Raises:
-            StoreMismatchError: The file is none, or damaged.
+            StoreMismatchError: The file is none, or damaged, or its damping is a rule of
+                the user's own, which must then be given.
         """
         try:
             with safe_open(str(path), "pt") as file:
@@ -409,5 +411,5 @@ class FittedCurvature:
         settings = PassSettings(
             layers=None if patterns is None else tuple(patterns), kinds=("linear",)
         )
-        chosen = damping if damping is not None else RelativeDamping()
+        chosen = damping if damping is not None else damping_from(note["damping"])
         return cls(layers, note["model"], settings, note["provenance"], chosen)

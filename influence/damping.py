@@ -3,10 +3,11 @@
 It matters more than the estimator of the curvature, and is therefore always reported.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-from projections import check_at_least, check_between
+from projections import StoreMismatchError, check_at_least, check_between
 
 
 @runtime_checkable
@@ -57,6 +58,23 @@ class AbsoluteDamping:
     def of(self, mean_eigenvalue: float) -> float:
         """Return the number."""
         return self.value
+
+
+def damping_from(description: Mapping[str, Any]) -> Damping:
+    """Return the damping that `describe` has described.
+
+    Raises:
+        StoreMismatchError: It is not one of this library.
+    """
+    values = dict(description)
+    kinds = {kind.__name__: kind for kind in (RelativeDamping, AbsoluteDamping)}
+    name = values.pop("kind")
+    if name not in kinds:
+        raise StoreMismatchError(
+            f"`damping` must be given: the one that was saved is a {name}, and not one of "
+            f"{sorted(kinds)}."
+        )
+    return kinds[name](**values)
 
 
 def noise_floor(trace: float, num_rows: int) -> AbsoluteDamping:

@@ -14,7 +14,6 @@ References:
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from hashlib import sha256
 
 import torch
@@ -200,29 +199,3 @@ class RowGram:
             rows = torch.cat(self._waiting)
             self._sum += (rows.mT @ rows).double().cpu()
             self._waiting = []
-
-
-@dataclass(frozen=True)
-class Whitening:
-    """Whiten queries by eigenvalues or by a Gram matrix of the kept coordinates.
-
-    Args:
-        matrix: The Gram matrix ``k k``, or the eigenvalues ``k``.
-        damping: Added to its eigenvalues.
-    """
-
-    matrix: Float[Tensor, "k *k"]
-    damping: float
-
-    def apply(self, queries: Float[Tensor, "q k"]) -> Float[Tensor, "q k"]:
-        """Return ``(matrix + damping)^-1`` times each query, in float64."""
-        wide = queries.double()
-        if self.matrix.dim() == 1:
-            return (wide / (self.matrix.double() + self.damping)).to(queries.dtype)
-        return torch.cholesky_solve(wide.mT, self._factor).mT.to(queries.dtype)
-
-    @cached_property
-    def _factor(self) -> Tensor:
-        """The Cholesky factor of the damped Gram matrix."""
-        eye = torch.eye(len(self.matrix), dtype=torch.float64)
-        return torch.linalg.cholesky(self.matrix.double() + self.damping * eye)

@@ -7,8 +7,7 @@ coordinates. Influence is the inner product of a row with a whitened query; the 
 hundred can be scored again by the full curvature, for those candidates only.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,25 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from influence.curvature import FittedCurvature
-from influence.damping import RelativeDamping, noise_floor
-from influence.eigen_index import EigenProjector, RowGram, Whitening, choose_coordinates
-from influence.ekfac import FisherName, pick_labels
+from influence.eigen_index import EigenProjector, choose_coordinates
+from influence.ekfac import FisherName
 from influence.pairwise import SelfInfluence
 from influence.queries import Preconditioned
+from influence.row_gram import (
+    TARGETS,
+    coordinate_dampings,
+    default_damping,
+    full_gram,
+    gram_labels,
+    pick_target,
+    read_gram,
+    write_gram,
+)
+from influence.whitening import LowRankGram, LowRankWhitening, Whitening, low_rank_gram
 from projections import (
-    FolderCheckpoint,
     GradientNorm,
     GradientStore,
     PassSettings,
@@ -40,12 +49,11 @@ from projections import (
     check_at_least,
     check_between,
     read_json,
-    replacing,
     run_pass,
     write_json,
 )
 
-CURVATURE, STORE, GRAM, CONFIG = "curvature.safetensors", "store", "gram.npy", "index.json"
+CURVATURE, STORE, CONFIG = "curvature.safetensors", "store", "index.json"
 KIND = "an influence index"
 
 
@@ -57,14 +65,17 @@ class InfluenceIndex:
         curvature: The full curvature, for re-ranking and exact scores.
         projector: The kept coordinates.
         store: The rows, unwhitened, with norms, losses and exact self-influence beside them.
-        gram: Gram matrix of the kept coordinates, ``D D``; None to whiten by eigenvalues.
-        damping: Added to the eigenvalues of the Gram matrix, in its own units.
+        gram: Gram matrix of the kept coordinates, ``D D``, or its main directions; None to
+            whiten by eigenvalues.
+        target: What is added to its diagonal, times the damping.
+        damping: How much of the target is added.
     """
 
     curvature: FittedCurvature
     projector: EigenProjector
     store: GradientStore
-    gram: Float[np.ndarray, "D D"] | None
+    gram: Float[np.ndarray, "D D"] | LowRankGram | None
+    target: Float[Tensor, " D"] = field(repr=False)
     damping: float
 
     def __len__(self) -> int:
@@ -77,10 +88,12 @@ class InfluenceIndex:
         return replace(self, damping=damping)
 
     @cached_property
-    def whitening(self) -> Whitening:
+    def whitening(self) -> Whitening | LowRankWhitening:
         """What queries are multiplied by."""
+        if isinstance(self.gram, LowRankGram):
+            return LowRankWhitening(self.gram, self.damping)
         matrix = self.projector.eigenvalues if self.gram is None else torch.from_numpy(self.gram)
-        return Whitening(matrix, self.damping)
+        return Whitening(matrix, self.damping, self.target)
 
     @cached_property
     def _candidates(self) -> Whitening:
@@ -88,10 +101,9 @@ class InfluenceIndex:
 
         What a score is to be computed again for must be found by that score's own metric.
         """
-        damped = self.projector.eigenvalues.double().clone()
-        for name, kept in self.projector.kept.items():
-            damped[kept.slots] += self.curvature.dampings[name]
-        return Whitening(damped, 0.0)
+        return Whitening(
+            self.projector.eigenvalues, 1.0, coordinate_dampings(self.curvature, self.projector)
+        )
 
     def query_rows(
         self, task: Task, queries: Any, *, settings: PassSettings | None = None
@@ -109,7 +121,11 @@ class InfluenceIndex:
         return self._whitened(self.whitening, task, queries, settings)
 
     def _whitened(
-        self, whitening: Whitening, task: Task, queries: Any, settings: PassSettings | None
+        self,
+        whitening: Whitening | LowRankWhitening,
+        task: Task,
+        queries: Any,
+        settings: PassSettings | None,
     ) -> Float[np.ndarray, "q D"]:
         """Return the rows of queries in one metric."""
         self.curvature.check_model(task)
@@ -204,10 +220,11 @@ class InfluenceIndex:
         config = read_json(folder / CONFIG, KIND)
         curvature = FittedCurvature.load(folder / CURVATURE)
         projector = choose_coordinates(curvature.layers, config["num_dims"], model=curvature.model)
-        gram = np.load(folder / GRAM) if (folder / GRAM).exists() else None
         store = GradientStore.open(folder / STORE)
         store.require(projector=projector.describe())
-        return cls(curvature, projector, store, gram, config["damping"])
+        gram = None if config["gram_file"] is None else read_gram(folder / config["gram_file"])
+        target = pick_target(config["target"], curvature, projector)
+        return cls(curvature, projector, store, gram, target, config["damping"])
 
 
 def build_index(
@@ -218,6 +235,7 @@ def build_index(
     num_dims: int,
     path: str | Path,
     gram: FisherName | None = "auto",
+    gram_rank: int | None = None,
     damping: float | None = None,
     row_dtype: str = "float32",
     seed: int = 0,
@@ -234,13 +252,27 @@ def build_index(
         gram: Labels of the Gram matrix of the kept coordinates, as ``fisher`` in `EKFAC`;
             ``"auto"`` is exact for few labels, else those of the data, which need no pass
             of their own. None whitens by the eigenvalues.
-        damping: Damping in units of the Gram matrix; by default its `noise_floor`, or a tenth
-            of the mean eigenvalue without a Gram matrix.
+        gram_rank: Keep only so many main directions of a Gram matrix of the data's labels,
+            and never form the matrix, which takes ``8 D D`` bytes; None for all of it.
+        damping: How much of its target is added to a Gram matrix before it is inverted. The
+            target of exact labels is the identity, and the default its `noise_floor`. That
+            of others is the damped eigenvalues of the curvature, and the default ten times
+            the noise floor in units of it. Without a Gram matrix, a multiple of the
+            curvature's own damping, by default 1.
         row_dtype: Type of the rows on disk.
         seed: Seed of drawn labels.
         settings: Batching; the layers are those of the fit.
+
+    Raises:
+        ValueError: A rank is asked of a Gram matrix that is not that of the rows.
     """
     curvature.check_model(task)
+    labels = None if gram is None else gram_labels(gram, task, seed)
+    if gram_rank is not None and (labels is None or labels.kind != "data"):
+        raise ValueError(
+            "`gram_rank` must be used with a Gram matrix of the data's labels, `gram='empirical'`. "
+            f"Got gram={gram!r}, which is {'none' if labels is None else labels.kind} here."
+        )
     folder, rows = Path(path), as_rows(data)
     projector = choose_coordinates(curvature.layers, num_dims, model=curvature.model)
     reading = curvature.reading(settings)
@@ -257,54 +289,20 @@ def build_index(
     columns = [Sketch(projector), GradientNorm(), own, Statistic("loss")]
     run_pass(task, rows, columns, settings=reading, sink=writer, description="index")
     store = GradientStore.open(folder / STORE)
-    matrix = None
-    if gram is not None:
-        if not (folder / GRAM).exists():
-            found = _gram(projector, task, rows, store, gram, seed, reading, folder, how)
-            with replacing(folder / GRAM) as file:
-                np.save(file, found)
-        matrix = np.load(folder / GRAM)
-    chosen = damping if damping is not None else default_damping(projector, matrix, len(rows))
-    write_json(folder / CONFIG, {**how, "num_dims": num_dims, "damping": chosen, "gram": gram})
-    return InfluenceIndex(curvature, projector, store, matrix, chosen)
-
-
-def default_damping(
-    projector: EigenProjector, gram: Float[np.ndarray, "D D"] | None, num_rows: int
-) -> float:
-    """Return the noise floor of a Gram matrix, or a tenth of the mean kept eigenvalue."""
-    if gram is None:
-        return RelativeDamping(0.1).of(float(projector.eigenvalues.double().mean()))
-    return noise_floor(float(np.trace(gram)), num_rows).value
-
-
-def _gram(
-    projector: EigenProjector,
-    task: Task,
-    rows: Rows,
-    store: GradientStore,
-    fisher: FisherName,
-    seed: int,
-    reading: PassSettings,
-    folder: Path,
-    how: Mapping[str, Any],
-) -> Float[np.ndarray, "D D"]:
-    """Return the mean Gram matrix of the kept coordinates, in float64."""
-    labels = pick_labels(fisher, task, num_samples=1, seed=seed, purpose="gram")
-    if labels.kind == "data" or (fisher == "auto" and labels.kind == "sampled"):
-        total = np.zeros((projector.num_dims, projector.num_dims))
-        for block in store.blocks():
-            wide = np.asarray(block, dtype=np.float32)
-            total += wide.T @ wide
-        return total / len(store)
-    accumulator = RowGram(projector)
-    run_pass(
-        task,
-        rows,
-        accumulators=[accumulator],
-        labels=labels,
-        settings=reading,
-        checkpoint=FolderCheckpoint(folder / "gram", {**how, "fisher": fisher, "seed": seed}),
-        description="gram",
-    )
-    return accumulator.mean.numpy()
+    target_name = "dampings" if labels is None else TARGETS[labels.kind]
+    target = pick_target(target_name, curvature, projector)
+    file = None
+    if labels is not None:
+        rank = "" if gram_rank is None else f"-{gram_rank}"
+        file = f"gram-{labels.kind}{rank}{'.npy' if gram_rank is None else '.npz'}"
+        if not (folder / file).exists() and gram_rank is not None:
+            found = low_rank_gram(store.blocks, target.numpy(), rank=gram_rank, seed=seed)
+            write_gram(folder / file, found)
+        elif not (folder / file).exists():
+            found = full_gram(projector, task, rows, store, labels, reading, folder, how)
+            write_gram(folder / file, found)
+    matrix = None if file is None else read_gram(folder / file)
+    chosen = damping if damping is not None else default_damping(matrix, target, len(rows))
+    own_options = {"num_dims": num_dims, "damping": chosen, "gram": gram, "gram_file": file}
+    write_json(folder / CONFIG, {**how, **own_options, "target": target_name})
+    return InfluenceIndex(curvature, projector, store, matrix, target, chosen)

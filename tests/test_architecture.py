@@ -86,6 +86,8 @@ influence.ekfac             EK-FAC and K-FAC
 influence.diagonal          the diagonal, and the identity
 influence.plan              bytes and operations before anything runs
 influence.eigen_index       the coordinates of most curvature
+influence.whitening         queries times an inverse curvature
+influence.row_gram          Gram matrices of kept coordinates
 influence.influence_index   influence at the speed of an index
 influence.lds               does the sum of scores predict retraining?
 influence.lexical           candidates by shared words, and a control

@@ -13,6 +13,8 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
     "name",
     [
         "memory",
+        pytest.param("influence_index", marks=pytest.mark.slow),
+        pytest.param("index_speed", marks=pytest.mark.slow),
         "traker_mlp",
         pytest.param("text_selection", marks=pytest.mark.slow),
         pytest.param("choosing_a_projection", marks=pytest.mark.slow),

@@ -1,6 +1,7 @@
 """EK-FAC against the dense inverse of its own definition, in float64."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from influence import (
     Rotation,
     make_plan,
 )
-from projections import CausalLM, Classification, PassSettings, Regression, Task
+from projections import CausalLM, Classification, PassSettings, Regression, StoreMismatchError, Task
 
 EXACT = 1e-8  # float64 sums in another order
 
@@ -310,6 +311,23 @@ def test_a_saved_fit_gives_the_same_bits(case, tmp_path) -> None:
     loaded = FittedCurvature.load(tmp_path / "ekfac.safetensors")
     first = fitted.scores(task, queries, train).values
     assert (loaded.scores(task, queries, train).values == first).all()
+
+
+def test_a_saved_fit_keeps_its_damping(tmp_path) -> None:
+    @dataclass(frozen=True)
+    class Own:
+        def of(self, mean_eigenvalue: float) -> float:
+            return 1.0
+
+    torch.manual_seed(0)
+    task = Classification(nn.Linear(4, 3).double().eval())
+    fitted = EKFAC(seed=0, damping=AbsoluteDamping(0.3)).fit(task, vectors(5, 4))
+    fitted.save(tmp_path / "fit")
+    assert FittedCurvature.load(tmp_path / "fit").damping == AbsoluteDamping(0.3)
+    fitted.with_damping(Own()).save(tmp_path / "own")
+    with pytest.raises(StoreMismatchError, match=r"`damping` must be given: .* is a Own"):
+        FittedCurvature.load(tmp_path / "own")
+    assert FittedCurvature.load(tmp_path / "own", damping=Own()).dampings == {"": 1.0}
 
 
 def test_layers_that_read_one_tensor_share_one_eigenbasis_on_disk(tmp_path) -> None:

@@ -1,5 +1,6 @@
 """The influence index against full EK-FAC, and against algebra written out."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from influence import EKFAC, AbsoluteDamping, InfluenceIndex, build_index, choose_coordinates
+from influence.whitening import low_rank_gram
 from projections import Classification, PassSettings, Sketch, StoreMismatchError, Task, run_pass
 
 STORED = 2e-5  # rows are kept in float32
@@ -31,9 +33,7 @@ def size_of(fitted: Any) -> int:
 
 def test_with_all_coordinates_the_index_gives_the_full_scores(setup, tmp_path) -> None:
     task, train, queries, fitted = setup
-    index = build_index(
-        fitted, task, train, num_dims=size_of(fitted), path=tmp_path, gram=None, damping=DAMPING
-    )
+    index = build_index(fitted, task, train, num_dims=size_of(fitted), path=tmp_path, gram=None)
     top, bottom = index.search(task, queries, k=16)
     exact = fitted.scores(task, queries, train).values
     order = np.argsort(-exact, axis=1, kind="stable")
@@ -46,10 +46,8 @@ def test_with_all_coordinates_the_index_gives_the_full_scores(setup, tmp_path) -
 
 def test_one_store_serves_every_damping(setup, tmp_path) -> None:
     task, train, queries, fitted = setup
-    index = build_index(
-        fitted, task, train, num_dims=size_of(fitted), path=tmp_path, gram=None, damping=DAMPING
-    )
-    other = index.with_damping(0.7)
+    index = build_index(fitted, task, train, num_dims=size_of(fitted), path=tmp_path, gram=None)
+    other = index.with_damping(0.7 / DAMPING)
     exact = fitted.with_damping(AbsoluteDamping(0.7)).scores(task, queries, train).values
     found, _ = other.search(task, queries, k=3)
     np.testing.assert_array_equal(found.ids, np.argsort(-exact, axis=1)[:, :3])
@@ -68,8 +66,72 @@ def test_the_gram_matrix_is_the_exact_fisher_of_the_kept_coordinates(setup, tmp_
             row = run_pass(task, [(inputs, label)], [Sketch(projector)], settings=settings)
             flat = torch.from_numpy(row.columns["sketch"])[0]
             total += float(probability) * torch.outer(flat, flat) / len(train)
-    assert index.gram is not None
+    assert isinstance(index.gram, np.ndarray)
     np.testing.assert_allclose(index.gram, total.numpy(), rtol=1e-10, atol=1e-12)
+
+
+def rows_of(index: InfluenceIndex) -> np.ndarray:
+    return index.store.rows(range(len(index))).astype(np.float64)
+
+
+def test_the_gram_matrix_of_the_rows_is_shrunk_towards_the_curvature(setup, tmp_path) -> None:
+    task, train, queries, fitted = setup
+    index = build_index(fitted, task, train, num_dims=9, path=tmp_path, gram="empirical")
+    rows = rows_of(index)
+    gram = rows.T @ rows / len(rows)
+    target = index.projector.eigenvalues.numpy() + DAMPING
+    damping = 10 * (gram.diagonal() / target).sum() / len(rows)
+    assert index.damping == pytest.approx(damping)
+    plain = index.with_damping(0.0)
+    plain = replace(plain, gram=np.eye(9), target=torch.zeros(9, dtype=torch.float64))
+    asked = plain.query_rows(task, queries)
+    wanted = np.linalg.solve(gram + damping * np.diag(target), asked.T).T
+    np.testing.assert_allclose(
+        index.query_rows(task, queries), wanted, rtol=STORED, atol=STORED * np.abs(wanted).max()
+    )
+
+
+def test_a_gram_matrix_of_full_rank_is_the_whole_matrix(setup, tmp_path) -> None:
+    task, train, queries, fitted = setup
+    options: dict[str, Any] = {"num_dims": 9, "gram": "empirical"}
+    whole = build_index(fitted, task, train, path=tmp_path / "whole", **options)
+    ranked = build_index(fitted, task, train, path=tmp_path / "ranked", gram_rank=9, **options)
+    assert whole.damping == pytest.approx(ranked.damping)
+    np.testing.assert_allclose(
+        whole.query_rows(task, queries), ranked.query_rows(task, queries), rtol=1e-4, atol=1e-6
+    )
+    again = InfluenceIndex.load(tmp_path / "ranked")
+    np.testing.assert_array_equal(again.query_rows(task, queries), ranked.query_rows(task, queries))
+
+
+def test_the_main_directions_of_rows_are_those_of_their_gram_matrix() -> None:
+    random = np.random.default_rng(0)
+    rows = random.standard_normal((200, 30)) * np.linspace(5, 0.1, 30) ** 2
+    target = np.linspace(1, 2, 30)
+    found = low_rank_gram(lambda: np.array_split(rows, 7), target, rank=5, seed=0)
+    scaled = rows / np.sqrt(target)
+    values, vectors = np.linalg.eigh(scaled.T @ scaled / len(rows))
+    np.testing.assert_allclose(found.values, values[::-1][:5], rtol=1e-4)
+    overlap = np.linalg.svd(found.basis.T @ vectors[:, ::-1][:, :5])[1]
+    np.testing.assert_allclose(overlap, 1, atol=1e-4)
+    assert found.rest == pytest.approx(values[:-5].mean(), rel=1e-3)
+
+
+def test_a_rank_is_refused_where_the_matrix_is_not_that_of_the_rows(setup, tmp_path) -> None:
+    task, train, _, fitted = setup
+    with pytest.raises(ValueError, match=r"`gram_rank` must be used with .* which is exact here"):
+        build_index(fitted, task, train, num_dims=9, path=tmp_path, gram_rank=2)
+    with pytest.raises(ValueError, match=r"`gram_rank` must be in \[1, 9\]"):
+        build_index(fitted, task, train, num_dims=9, path=tmp_path, gram="empirical", gram_rank=10)
+
+
+def test_another_gram_matrix_is_not_mistaken_for_the_first(setup, tmp_path) -> None:
+    task, train, _, fitted = setup
+    exact = build_index(fitted, task, train, num_dims=9, path=tmp_path, gram="exact")
+    data = build_index(fitted, task, train, num_dims=9, path=tmp_path, gram="empirical")
+    assert isinstance(exact.gram, np.ndarray)
+    assert isinstance(data.gram, np.ndarray)
+    assert not np.allclose(exact.gram, data.gram)
 
 
 def test_a_reranked_search_has_the_full_scores(setup, tmp_path) -> None:

@@ -1,0 +1,129 @@
+"""Gram matrices of kept coordinates: whose labels, what they are shrunk towards, how far.
+
+Letters: ``D`` kept coordinates.
+
+Measured in `benchmarks/influence_index.md`: with the exact expectation over labels the
+identity is the better target on perceptrons; with the data's labels the damped eigenvalues
+of the curvature are, on perceptrons, convolutions and a language model alike, and the
+result hangs little on the damping.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from influence.curvature import FittedCurvature
+from influence.damping import noise_floor
+from influence.eigen_index import EigenProjector, RowGram
+from influence.ekfac import FisherName, pick_labels
+from influence.whitening import LowRankGram
+from projections import (
+    FolderCheckpoint,
+    GradientStore,
+    Labels,
+    PassSettings,
+    Rows,
+    Task,
+    replacing,
+    run_pass,
+)
+
+TargetName = Literal["ones", "dampings", "curvature"]
+TARGETS: dict[str, TargetName] = {"exact": "ones", "sampled": "curvature", "data": "curvature"}
+FLOORS = 10.0  # noise floors that a target of curvature is added with
+
+
+def gram_labels(fisher: FisherName, task: Task, seed: int) -> Labels:
+    """Return the labels of a Gram matrix; few labels are exact, else those of the data."""
+    labels = pick_labels(fisher, task, num_samples=1, seed=seed, purpose="gram")
+    return Labels() if fisher == "auto" and labels.kind == "sampled" else labels
+
+
+def coordinate_dampings(
+    curvature: FittedCurvature, projector: EigenProjector
+) -> Float[Tensor, " D"]:
+    """Return the damping of the layer of each coordinate, in float64."""
+    found = torch.zeros(projector.num_dims, dtype=torch.float64)
+    for name, kept in projector.kept.items():
+        found[kept.slots] = curvature.dampings[name]
+    return found
+
+
+def pick_target(
+    name: TargetName, curvature: FittedCurvature, projector: EigenProjector
+) -> Float[Tensor, " D"]:
+    """Return what a Gram matrix is shrunk towards, as a diagonal."""
+    if name == "ones":
+        return torch.ones(projector.num_dims, dtype=torch.float64)
+    dampings = coordinate_dampings(curvature, projector)
+    return dampings if name == "dampings" else dampings + projector.eigenvalues.double()
+
+
+def default_damping(
+    gram: Float[np.ndarray, "D D"] | LowRankGram | None,
+    target: Float[Tensor, " D"],
+    num_rows: int,
+) -> float:
+    """Return how much of the target is added, unless said otherwise."""
+    if gram is None:
+        return 1.0
+    if isinstance(gram, LowRankGram):
+        left_out = len(gram.target) - len(gram.values)
+        trace = float(gram.values.sum()) + gram.rest * left_out
+    else:
+        trace = float((gram.diagonal() / target.numpy()).sum())
+    flat = bool((target == 1).all())
+    return noise_floor(trace, num_rows).value * (1.0 if flat else FLOORS)
+
+
+def full_gram(
+    projector: EigenProjector,
+    task: Task,
+    rows: Rows,
+    store: GradientStore,
+    labels: Labels,
+    reading: PassSettings,
+    folder: Path,
+    how: Mapping[str, Any],
+) -> Float[np.ndarray, "D D"]:
+    """Return the mean Gram matrix, in float64: from the rows, or by a pass of its own."""
+    if labels.kind == "data":
+        total = np.zeros((projector.num_dims, projector.num_dims))
+        for block in store.blocks():
+            wide = np.asarray(block, dtype=np.float32)
+            total += wide.T @ wide
+        return total / len(store)
+    accumulator = RowGram(projector)
+    options = {"fisher": labels.kind, "seed": labels.seed}
+    run_pass(
+        task,
+        rows,
+        accumulators=[accumulator],
+        labels=labels,
+        settings=reading,
+        checkpoint=FolderCheckpoint(folder / "gram", {**how, **options}),
+        description="gram",
+    )
+    return accumulator.mean.numpy()
+
+
+def write_gram(path: Path, gram: Float[np.ndarray, "D D"] | LowRankGram) -> None:
+    """Write a Gram matrix or its main directions."""
+    with replacing(path) as file:
+        if isinstance(gram, LowRankGram):
+            np.savez(file, **vars(gram))
+        else:
+            np.save(file, gram)
+
+
+def read_gram(path: Path) -> Float[np.ndarray, "D D"] | LowRankGram:
+    """Read what `write_gram` has written."""
+    found = np.load(path)
+    if isinstance(found, np.ndarray):
+        return found
+    return LowRankGram(found["target"], found["basis"], found["values"], float(found["rest"]))
