@@ -68,7 +68,7 @@ from projections.philox import keyed_words, uniforms
 from projections.progress import show_progress, track
 from projections.queries import project_gradients, query_rows
 from projections.rademacher import Rademacher, sign_entries
-from projections.records import read_dataset, write_dataset
+from projections.records import compressing, read_dataset, write_dataset
 from projections.rerank import Reranked
 from projections.scores import Scores, read_parquet
 from projections.search import SearchIndex
@@ -79,6 +79,7 @@ from projections.srht import SRHT
 from projections.store import GradientStore
 from projections.store_edits import compact_store, delete_rows, merge_stores
 from projections.store_writer import StoreWriter
+from projections.streams import without_compression
 from projections.task import QueryTask, Task, to_device
 from projections.tasks import CausalLM, Classification, Regression, SequenceClassification
 from projections.tensorsketch import TensorSketch
@@ -172,6 +173,7 @@ __all__ = [
     "check_not_empty",
     "check_one_of",
     "compact_store",
+    "compressing",
     "concatenate_top",
     "coordinates",
     "delete_rows",
@@ -202,6 +204,7 @@ __all__ = [
     "to_device",
     "track",
     "uniforms",
+    "without_compression",
     "write_dataset",
     "write_json",
 ]

@@ -89,7 +89,7 @@ def write_dataset(dataset: datasets.Dataset, path: str | Path) -> None:
         raise DataError(
             f"{path} must end in one of {', '.join(BUILDERS)}, perhaps with .gz or .zst."
         )
-    with replacing(path) as raw, _compressing(raw, path.suffix) as file:
+    with replacing(path) as raw, compressing(raw, path.suffix) as file:
         if kind == ".parquet":
             dataset.to_parquet(file)
         elif kind == ".csv":
@@ -118,8 +118,13 @@ def check_lines(path: Path) -> None:
 
 
 @contextmanager
-def _compressing(raw: IO[bytes], suffix: str) -> Iterator[Any]:
-    """Wrap a file so that what is written is compressed as its ending says."""
+def compressing(raw: IO[bytes], suffix: str) -> Iterator[Any]:
+    """Wrap a file so that what is written is compressed as its ending says.
+
+    Args:
+        raw: The file.
+        suffix: ``.gz``, ``.zst`` or anything else.
+    """
     if suffix == ".gz":
         with gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as file:
             yield file

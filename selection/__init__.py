@@ -1,9 +1,11 @@
 """Which examples to train on, and how much."""
 
 from selection.base import Selection
+from selection.chosen_rows import row_writer, write_chosen
 from selection.clusters import Clusters, KMeans
 from selection.dedup import SemanticDedup
 from selection.dsir import DSIR, FittedDSIR
+from selection.dsir_report import DrawReport, report_draw
 from selection.example_losses import (
     causal_losses,
     causal_token_losses,
@@ -111,6 +113,7 @@ __all__ = [
     "DomainGradients",
     "Draw",
     "DrawBatchSampler",
+    "DrawReport",
     "DrawSampler",
     "Draws",
     "EffectiveSampleSize",
@@ -177,9 +180,12 @@ __all__ = [
     "prune",
     "quadratic",
     "regression_losses",
+    "report_draw",
     "resample",
+    "row_writer",
     "source_centers",
     "token_losses",
     "uniform",
     "upper",
+    "write_chosen",
 ]

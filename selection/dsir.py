@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from projections import (
     FolderCheckpoint,
     Provenance,
     Scores,
+    Texts,
     as_ids,
     as_texts,
     check_at_least,
@@ -142,11 +144,26 @@ class DSIR:
         settings = asdict(replace(self, ngrams=HashedNgrams()))
         return {"kind": "DSIR", **settings, "ngrams": ngrams}
 
-    def walk(self, texts: Any, part: str, num_workers: int, path: str | Path | None) -> Walk:
-        """Return how a pass is carried out, going on in a folder if there is one."""
+    def walk(
+        self,
+        texts: Texts,
+        part: str,
+        num_workers: int,
+        path: str | Path | None,
+        about: Mapping[str, Any] | None = None,
+    ) -> Walk:
+        """Return how a pass is carried out, going on in a folder if there is one.
+
+        Args:
+            texts: What is walked over.
+            part: What the pass is for.
+            num_workers: Number of workers.
+            path: The folder.
+            about: What else its result depends on, as plain JSON values.
+        """
         checkpoint = None
         if path is not None:
-            description = {"settings": self.describe(), "data": texts.fingerprint}
+            description = {"settings": self.describe(), "data": texts.fingerprint, **(about or {})}
             checkpoint = FolderCheckpoint(Path(path) / part.replace(" ", "-"), description)
         processes = self.ngrams.tokenizer is not None
         return Walk(num_workers=num_workers, processes=processes, checkpoint=checkpoint)
@@ -265,7 +282,8 @@ class FittedDSIR:
         """
         texts = as_texts(raw)
         resampler = Resampler(self.draw(num_selected, num_tokens, **draw), self.targets)
-        walk = self.settings.walk(texts, "draw", num_workers, path)
+        about = {"draw": asdict(resampler.draw), "fit": self.fingerprint}
+        walk = self.settings.walk(texts, "draw", num_workers, path, about)
         walk(texts, self.weigher(), [resampler], description="weighing")
         chosen = resampler.selection()
         return replace(chosen, provenance={"dsir": self.describe(), **chosen.provenance})
@@ -335,6 +353,14 @@ class FittedDSIR:
         weights = np.array([shares[name] for name in self.targets])
         mixed = (weights / weights.sum()) @ scaled * self.target_counts.sum()
         return replace(self, targets=("",), target_counts=np.rint(mixed).astype(np.int64)[None])
+
+    @property
+    def fingerprint(self) -> str:
+        """Text that changes with the counts and the settings."""
+        digest = sha256(json.dumps(self.settings.describe(), sort_keys=True).encode())
+        for counts in (self.target_counts, self.raw_counts):
+            digest.update(np.ascontiguousarray(counts).tobytes())
+        return digest.hexdigest()[:16]
 
     def describe(self) -> dict[str, Any]:
         """Return settings and size of the fit as plain JSON values."""

@@ -19,12 +19,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from projections import Block, FolderCheckpoint, TextBatch, Texts, ordered_map, track
-from selection.ngrams import HashedNgrams
+from selection.ngrams import HashedNgrams, NgramBatch
 from selection.noise import row_uniforms
 from selection.pieces import cut
 
 NUM_LEVELS = 16  # the smallest sample is that share of two of the rows
 SAVE_EVERY = 30.0  # seconds between two checkpoints
+COMPLETE = "complete"  # a file that says that nothing is left to do
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,8 @@ class Walk:
         done = 0 if self.checkpoint is None else self.checkpoint.num_finished
         if self.checkpoint is not None:
             self.checkpoint.restore(states)
+            if (self.checkpoint.folder / COMPLETE).exists():
+                return
         results = self.results(texts, work, description=description, argument=argument, skip=done)
         last, saved = done - 1, time.monotonic()
         for last, result in enumerate(results, start=done):
@@ -72,6 +75,9 @@ class Walk:
                 saved = time.monotonic()
         if self.checkpoint is not None and self.checkpoint.num_finished <= last:
             self.checkpoint.save(last, states)
+        if self.checkpoint is not None:
+            self.checkpoint.folder.mkdir(parents=True, exist_ok=True)
+            (self.checkpoint.folder / COMPLETE).touch()
 
     def results(
         self,
@@ -261,8 +267,10 @@ class WeighRows:
         block, _ = item
         batch, origin = cut(block.batch(), self.chunk_tokens)
         found = self.ngrams(batch.texts)
-        weights = found.sums(self.table)
-        if self.mean:
-            weights /= np.maximum(found.num_ngrams, 1)[:, None]
         kept = batch if self.keep_texts else replace(batch, texts=batch.texts[:0])
-        return Weighed(kept, origin, weights, found.num_tokens, block.size)
+        return Weighed(kept, origin, self.weights(found), found.num_tokens, block.size)
+
+    def weights(self, found: NgramBatch) -> Float[np.ndarray, "n T"]:
+        """Return the log weights of rows."""
+        sums = found.sums(self.table)
+        return sums / np.maximum(found.num_ngrams, 1)[:, None] if self.mean else sums

@@ -156,11 +156,13 @@ selection.pieces            rows cut into pieces
 selection.top_rows          the largest keys so far
 selection.resampling        rows drawn by their weights
 selection.dsir_passes       counting and weighing text
+selection.chosen_rows       chosen rows written as they are met
 selection.dsir              importance resampling towards a target
 selection.trainers.state_callback   states in the checkpoints of a trainer
 selection.trainers.weighted_loss    a trainer whose loss is weighted
 selection.trainers.drawn_rows       a trainer whose rows are drawn
 selection.trainers          glue for the trainer of Hugging Face
+selection.dsir_report       what a draw did to the data
 selection                   which examples to train on
 gradsift.figures            figures that follow the colours of a page
 gradsift.html               pages that need nothing else
@@ -185,6 +187,7 @@ gradsift.commands.choosing  what commands that choose rows share
 gradsift.commands.gio       gradsift gio
 gradsift.commands.covering  gradsift cover
 gradsift.commands.deduplication     gradsift dedup
+gradsift.commands.dsir      gradsift dsir
 gradsift.commands.pages     gradsift demo and report
 gradsift.commands           the table of commands
 gradsift.cli                the command line

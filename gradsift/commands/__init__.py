@@ -6,6 +6,7 @@ with the same options stopped, and returns the lines that say what it did.
 
 from gradsift.commands.covering import Cover
 from gradsift.commands.deduplication import Dedup
+from gradsift.commands.dsir import Dsir
 from gradsift.commands.gio import Gio
 from gradsift.commands.indexing import Index
 from gradsift.commands.options import Command, command_from_json
@@ -26,6 +27,7 @@ COMMANDS: dict[str, type[Command]] = {
     "gio": Gio,
     "cover": Cover,
     "dedup": Dedup,
+    "dsir": Dsir,
     "report": Report,
     "store-verify": StoreVerify,
     "store-delete": StoreDelete,
