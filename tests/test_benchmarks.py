@@ -18,6 +18,8 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
         "traker_mlp",
         pytest.param("text_selection", marks=pytest.mark.slow),
         pytest.param("choosing_a_projection", marks=pytest.mark.slow),
+        pytest.param("coverage_cost", marks=pytest.mark.slow),
+        pytest.param("image_selection", marks=pytest.mark.slow),
         pytest.param("index_cost", marks=pytest.mark.slow),
         pytest.param("search_cost", marks=pytest.mark.slow),
     ],

@@ -462,3 +462,29 @@ def test_more_distances_than_memory_holds_are_refused_before_they_are_computed(
     with pytest.raises(ValueError, match="Reduce both with `num_centroids`"):
         GIO(seed=0).fit(points(1, 50), points(0, 30))
     GIO(estimate="published", seed=0).fit(points(1, 50), points(0, 30))
+
+
+def ten_groups() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Targets from five of ten groups, candidates from all, and the group of each candidate."""
+    random = np.random.default_rng(0)
+    centers = 0.7 * random.standard_normal((10, 32))
+
+    def unit(groups: np.ndarray) -> np.ndarray:
+        rows = centers[groups] + 0.5 * random.standard_normal((len(groups), 32))
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    groups = random.integers(0, 10, 600)
+    return unit(random.integers(0, 5, 300)), unit(groups), groups
+
+
+def test_discarding_the_nearest_point_gathers_picks_and_near_neighbours_spread_them() -> None:
+    x, g, groups = ten_groups()
+    found = {}
+    for name in ESTIMATES:
+        gio = GIO(estimate=name, num_centroids=None, stop=EVERYTHING, seed=0)  # pyright: ignore[reportArgumentType]
+        picks = [pick.candidate for pick in gio.fit(g, x, max_picks=60).picks]
+        nearest = np.log(distances(x, g[picks])).min(axis=1).mean()
+        found[name] = (len(set(groups[picks])), round(float(nearest), 2))
+    assert found["nearest-discarded"][0] < found["coverage"][0] == 5
+    assert found["coverage"][1] < found["knn"][1] < found["published"][1]
+    assert found["published"][1] < found["nearest-discarded"][1]
