@@ -20,7 +20,7 @@ import torch
 from measuring import options, publish, table
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from influence import EKFAC
+from influence import EKFAC, FittedCurvature, make_plan
 from projections import CausalLM, PassSettings
 
 LAYERS = ("*_proj",)
@@ -42,9 +42,10 @@ class Setting:
 
 
 FULL = (
-    Setting("a", 256, 1024, 4, 96),
-    Setting("b", 1024, 4096, 2, 32),
+    Setting("a", 256, 1024, 4, 1024),
+    Setting("b", 1024, 4096, 2, 96),
 )
+SIDE = 2048  # of the square product that rates are compared with
 QUICK = (Setting("quick", 32, 64, 2, 16, vocabulary=64, length=16, num_queries=4),)
 
 
@@ -76,26 +77,91 @@ def plain_step(model: LlamaForCausalLM, tokens: torch.Tensor, batch_size: int) -
     return time.perf_counter() - start
 
 
+@dataclass(frozen=True)
+class Timed:
+    """Seconds and results of one library.
+
+    Args:
+        fit: Seconds of the fit.
+        score: Seconds of the scores.
+        scores: The scores.
+        decompositions: Seconds of the eigendecompositions within the fit, done once more.
+    """
+
+    fit: float
+    score: float
+    scores: np.ndarray
+    decompositions: float = float("nan")
+
+
 def ours(
     model: LlamaForCausalLM, train: np.ndarray, queries: np.ndarray, setting: Setting, fisher: str
-) -> tuple[float, float, np.ndarray]:
-    """Seconds to fit and to score, and the scores."""
+) -> Timed:
+    """Fit and score by gradsift."""
     task = CausalLM(model)
-    rows = [{"input_ids": row} for row in train.tolist()]
-    asked = [{"input_ids": row} for row in queries.tolist()]
+    rows, asked = as_rows(train), as_rows(queries)
     settings = PassSettings(batch_size=setting.batch_size, layers=LAYERS)
     start = time.perf_counter()
     fitted = EKFAC(seed=0, fisher=fisher).fit(task, rows, settings=settings)
     fit = time.perf_counter() - start
     start = time.perf_counter()
     scores = fitted.scores(task, asked, rows).values
-    return fit, time.perf_counter() - start, scores
+    return Timed(fit, time.perf_counter() - start, scores, decompose(fitted))
 
 
-def peer(
-    python: str, folder: Path, setting: Setting, *, empirical: bool
-) -> tuple[float, float, np.ndarray]:
-    """The same by kronfluence."""
+def as_rows(tokens: np.ndarray) -> list[dict[str, list[int]]]:
+    """Return rows as the task reads them."""
+    return [{"input_ids": row} for row in tokens.tolist()]
+
+
+def decompose(fitted: FittedCurvature) -> float:
+    """Return the seconds of eigendecompositions of the widths of a fit, in float64."""
+    sides = {id(s): s.size for layer in fitted.layers.values() for s in (layer.left, layer.right)}
+    widths = list(sides.values())
+    spent = {}
+    for width in set(widths):
+        rows = torch.randn(width, width, dtype=torch.float64)
+        start = time.perf_counter()
+        torch.linalg.eigh(rows @ rows.mT)
+        spent[width] = time.perf_counter() - start
+    return sum(spent[width] for width in widths)
+
+
+def product_rate() -> float:
+    """Return the multiply-adds a second of a square product in float32."""
+    square = torch.randn(SIDE, SIDE)
+    best = float("inf")
+    for _ in range(5):
+        start = time.perf_counter()
+        square @ square
+        best = min(best, time.perf_counter() - start)
+    return SIDE**3 / best
+
+
+def shares(
+    model: LlamaForCausalLM, train: np.ndarray, setting: Setting, timed: Timed
+) -> tuple[str, str]:
+    """Return the shares of the product rate that fit and scores reach, as counted by the plan."""
+    settings = PassSettings(batch_size=setting.batch_size, layers=LAYERS)
+    plan = make_plan(
+        CausalLM(model),
+        as_rows(train),
+        memory="16GB",
+        num_queries=setting.num_queries,
+        settings=settings,
+    )
+    counted = {stage.name.partition(",")[0]: stage.operations for stage in plan.stages}
+    # The head is not in the plan, since it has no factors; each pass runs it both ways.
+    head = 2 * setting.hidden * setting.vocabulary * setting.length * setting.num_train
+    fit = counted["covariances"] + counted["corrected eigenvalues"] + 2 * head
+    score = counted["query gradients"] + counted["scores"] + head
+    rate = product_rate()
+    spent = timed.fit - timed.decompositions
+    return f"{fit / spent / rate:.0%}", f"{score / timed.score / rate:.0%}"
+
+
+def peer(python: str, folder: Path, setting: Setting) -> Timed:
+    """Fit and score by kronfluence."""
     request = {
         "model": str(folder / "model"),
         "train": str(folder / "train.npy"),
@@ -103,7 +169,7 @@ def peer(
         "work": str(folder / "work"),
         "out": str(folder / "peer.npz"),
         "threads": torch.get_num_threads(),
-        "empirical": empirical,
+        "empirical": True,
         "batch_size": setting.batch_size,
         "num_queries": setting.num_queries,
     }
@@ -115,7 +181,7 @@ def peer(
     if done.returncode:
         raise RuntimeError(f"the peer must run. It ended with:\n{done.stderr[-2000:]}")
     found = np.load(folder / "peer.npz")
-    return float(found["fit"]), float(found["score"]), found["scores"]
+    return Timed(float(found["fit"]), float(found["score"]), found["scores"])
 
 
 def run(setting: Setting, peer_python: str | None) -> list[list[str]]:
@@ -127,10 +193,10 @@ def run(setting: Setting, peer_python: str | None) -> list[list[str]]:
     queries = generator.integers(3, setting.vocabulary, (setting.num_queries, setting.length))
     plain_step(model, torch.from_numpy(train[: setting.batch_size]), setting.batch_size)
     plain = plain_step(model, torch.from_numpy(train), setting.batch_size)
-    fit, score, _ = ours(model, train, queries, setting, "sampled")
-    rows = [
-        [setting.name, "gradsift", f"{fit / plain:.2f}", f"{score / plain:.2f}", "", "", ""],
-    ]
+    mine = ours(model, train, queries, setting, "empirical")
+    rates = shares(model, train, setting, mine)
+    row = [setting.name, "gradsift", *costs(mine, plain), "", "", f"{mine.decompositions:.0f} s"]
+    rows = [[*row, *rates, ""]]
     if peer_python is None:
         return rows
     with tempfile.TemporaryDirectory() as name:
@@ -138,14 +204,17 @@ def run(setting: Setting, peer_python: str | None) -> list[list[str]]:
         model.save_pretrained(folder / "model")
         np.save(folder / "train.npy", train)
         np.save(folder / "queries.npy", queries)
-        peer_fit, peer_score, _ = peer(peer_python, folder, setting, empirical=False)
-        *_, theirs = peer(peer_python, folder, setting, empirical=True)
-    *_, mine = ours(model, train, queries, setting, "empirical")
-    error = np.linalg.norm(mine - theirs) / np.linalg.norm(theirs)
-    rows[0][4:] = [f"{fit / peer_fit:.2f}", f"{score / peer_score:.2f}", f"{error:.1e}"]
-    costs = [f"{peer_fit / plain:.2f}", f"{peer_score / plain:.2f}"]
-    rows.append([setting.name, "kronfluence", *costs, "1.00", "1.00", ""])
+        theirs = peer(peer_python, folder, setting)
+    error = np.linalg.norm(mine.scores - theirs.scores) / np.linalg.norm(theirs.scores)
+    ratios = [f"{mine.fit / theirs.fit:.2f}", f"{mine.score / theirs.score:.2f}"]
+    rows[0][4:6], rows[0][-1] = ratios, f"{error:.1e}"
+    rows.append([setting.name, "kronfluence", *costs(theirs, plain), "1", "1", *[""] * 4])
     return rows
+
+
+def costs(timed: Timed, plain: float) -> list[str]:
+    """Return fit and scores in plain passes."""
+    return [f"{timed.fit / plain:.2f}", f"{timed.score / plain:.2f}"]
 
 
 def main() -> None:
@@ -158,10 +227,18 @@ def main() -> None:
     for setting in QUICK if arguments.quick else chosen:
         rows += run(setting, arguments.peer_python)
     head = ["model", "library", "fit / plain", "scores / plain", "fit / peer", "scores / peer"]
+    head += ["of the fit: eigendecompositions", "rate of the rest", "rate of scores", "difference"]
     parts = [
-        table([*head, "relative difference of scores"], rows),
-        "plain: a forward and backward over the same rows, weight gradients included. The "
-        "difference is that of scores under the labels of the data (empirical Fisher).",
+        table(head, rows),
+        "plain: a forward and backward over the same rows, weight gradients included. Rates are "
+        f"the multiply-adds that `make_plan` counts, a second, over those of a product of {SIDE} x "
+        f"{SIDE}; eigendecompositions run in float64 and are timed apart. Both fit the empirical "
+        "Fisher, so that their scores can be compared.",
+        "; ".join(
+            f"{s.name}: hidden {s.hidden}, intermediate {s.intermediate}, {s.num_layers} layers, "
+            f"{s.num_train} sequences of {s.length}, {s.num_queries} queries"
+            for s in (QUICK if arguments.quick else chosen)
+        ),
     ]
     publish("EK-FAC beside kronfluence", parts, arguments.out)
 

@@ -249,7 +249,7 @@ def _stages(
 ) -> Iterator[Stage]:
     """Yield what each stage takes."""
     model = sum(2 * layer.positions * layer.size for layer in layers) * count
-    covariances = eigen = rotations = scores = 0.0
+    covariances = eigen = rotations = asked = scores = 0.0
     for layer in layers:
         inputs = 0 if layer.shares_input else _bands(layer.num_in, max_factor)
         covariances += layer.positions * (_bands(layer.num_out, max_factor) + inputs)
@@ -259,7 +259,10 @@ def _stages(
             for width in block_sizes(size, max_factor)
         )
         left, right = (CountedRotation(size, max_factor) for size in (layer.num_out, layer.num_in))
-        rotations += choose_way(max(1, round(layer.positions)), left, right).operations
+        way = choose_way(max(1, round(layer.positions)), left, right).operations
+        rotations += way
+        back = layer.num_in * left.num_operations + layer.num_out * right.num_operations
+        asked += 2 * layer.positions * layer.size + way + back
         scores += (layer.positions + queries) * layer.size
     held = max(
         sum(factor_bytes(layer, max_factor) for layer in layers if layer.component in part)
@@ -270,6 +273,7 @@ def _stages(
     yield Stage("covariances", forward + covariances * count, held)
     yield Stage("eigendecompositions", eigen, held)
     yield Stage("corrected eigenvalues", forward + rotations * count, held)
+    yield Stage("query gradients", asked * num_queries, query)
     yield Stage(f"scores, {num_queries} queries", (model + scores * count) * passes, query)
 
 

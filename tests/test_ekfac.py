@@ -410,6 +410,10 @@ def test_a_plan_counts_bytes_and_operations_from_shapes() -> None:
     # One position: forward and backward, then the upper triangles of all four covariances.
     triangles = 5 * 5 + 10 * 10 + 3 * 3 + 5 * 5
     assert plan.stages[0].operations == 7 * (2 * 65 + triangles)
+    # Of two queries: forward and backward, rotated factors, the gradient, and back.
+    rotated = (5 * 5 + 10 * 10 + 50) + (3 * 3 + 5 * 5 + 15)
+    back = 5 * 10 * (5 + 10) + 3 * 5 * (3 + 5)
+    assert plan.stages[3].operations == 2 * (2 * 65 + rotated + back)
     assert "2 linear maps, 65 parameters" in str(plan)
     small = make_plan(task, data, memory=1500)
     assert small.partitions == (("2",), ("0",))
