@@ -259,7 +259,7 @@ def main() -> None:
     chosen = parse(parser)
     size, every = (QUICK, 2) if chosen.quick else (Size(), EVERY)
     if chosen.quick:
-        chosen.seeds, chosen.data = 1, None
+        chosen.seeds, chosen.data, chosen.runs = 1, None, chosen.runs / "quick"
     found = results(chosen, size, every)
     parts = [
         f"Perplexity of held-out text of `{chosen.target}` over {size.steps} steps of "

@@ -144,6 +144,12 @@ def test_a_fixed_mixture_hands_out_copies_and_has_one_row_of_history() -> None:
     assert not isinstance(mixture, OnlineMixture)
 
 
+def test_the_weights_over_time_are_a_table_and_a_plot() -> None:
+    history = FixedMixture(("a", "b"), [0.75, 0.25]).weight_history
+    assert history.table().to_pydict() == {"step": [-1], "a": [0.75], "b": [0.25]}
+    assert len(history.plot().axes[0].lines) == 2
+
+
 def test_a_state_survives_json_and_refuses_other_domains() -> None:
     mixture, other = FixedMixture(("a", "b"), [0.75, 0.25]), FixedMixture(("a", "b"))
     other.load_state_dict(json.loads(json.dumps(mixture.state_dict(), allow_nan=False)))

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from projections import StoreMismatchError, Table, check_at_least
+from selection.history import History
 from selection.mixtures.mirror import MirrorDescent, MirrorState, check_weights
 
 START = -1  # the step of the first row of a history
@@ -58,6 +59,14 @@ class RecordedMixture:
         """The moves so far: ids are steps, the columns ``"weights"`` and ``"signal"``."""
         columns = {"weights": np.array(self._path), "signal": np.array(self._signals)}
         return Table(np.array(self._steps), columns)
+
+    @property
+    def weight_history(self) -> History:
+        """The weights by name over the steps, with `History.table` and `History.plot`."""
+        history = History()
+        for step, weights in zip(self._steps, self._path, strict=True):
+            history.add(step, dict(zip(self._names, weights, strict=True)))
+        return history
 
     @property
     def num_moves(self) -> int:
