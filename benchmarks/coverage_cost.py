@@ -3,7 +3,7 @@
 Embeddings are drawn around 50 centres and have length 1; the target around 5 of them.
 grad-info-opt would take hours, so a part of each of its stages is timed and multiplied by
 what it grows with; that part and the factor are in the table. Everything of ours is timed
-whole.
+whole. Processor seconds, of all cores together, hardly depend on what else a machine does.
 """
 
 import argparse
@@ -12,8 +12,9 @@ import resource
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import faiss
@@ -44,12 +45,14 @@ SPARK_ROUNDS = 20
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--peer-clusters", type=int, default=200, help="of its timed k-means")
+    parser.add_argument("--peer-rows", type=int, default=8_000, help="likewise")
     parser.add_argument("--peer-python", type=Path, help="interpreter with the peers")
     chosen = parse(parser)
     chosen.sizes = [100_000, 10_000, 1_500, 20_000, 1_000_000, 1_000]
-    chosen.peer_sizes = [8_000, 400, 150, 10, 20_000]
+    chosen.peer_sizes = [chosen.peer_rows, chosen.peer_clusters, 150, 10]
     if chosen.quick:
-        chosen.sizes, chosen.peer_sizes = [2_000, 300, 50, 400, 3_000, 50], [800, 10, 40, 2, 300]
+        chosen.sizes, chosen.peer_sizes = [2_000, 300, 50, 400, 3_000, 50], [800, 10, 40, 2]
     faiss.omp_set_num_threads(torch.get_num_threads())
     runs = {"gio": compare_gio, "facility": compare_facility, "million": measure_million}
     parts = [part for name in chosen.parts for part in runs[name](chosen)]
@@ -68,11 +71,35 @@ def draw(seed: int, count: int, num_centers: int, dims: int = DIMS) -> np.ndarra
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-def timed(run: Any) -> tuple[Any, float]:
-    """Return a result and the seconds it took."""
-    began = perf_counter()
+@dataclass(frozen=True)
+class Spent:
+    """Seconds on the clock, and of the processor."""
+
+    wall: float
+    cpu: float
+
+    def times(self, factor: float) -> "Spent":
+        """Return so much more."""
+        return Spent(self.wall * factor, self.cpu * factor)
+
+    def plus(self, other: "Spent") -> "Spent":
+        """Return the sum."""
+        return Spent(self.wall + other.wall, self.cpu + other.cpu)
+
+    def over(self, other: "Spent") -> list[str]:
+        """Return both ratios."""
+        return [f"{self.wall / other.wall:.0f}", f"{self.cpu / other.cpu:.0f}"]
+
+    def cells(self, digits: int = 1) -> list[str]:
+        """Return both numbers."""
+        return [f"{self.wall:.{digits}f}", f"{self.cpu:.{digits}f}"]
+
+
+def timed(run: Any) -> tuple[Any, Spent]:
+    """Return a result and what it took."""
+    began, spent = perf_counter(), process_time()
     result = run()
-    return result, perf_counter() - began
+    return result, Spent(perf_counter() - began, process_time() - spent)
 
 
 def ask(chosen: argparse.Namespace, part: str, count: int, **arrays: np.ndarray) -> Any:
@@ -102,7 +129,7 @@ def compare_gio(chosen: argparse.Namespace) -> list[str]:
         )
         _, seconds[name] = timed(lambda gio=gio: gio.fit(rows, target).select())
     lines = [
-        [f"ours, {name}", "all of it", f"{taken:.1f}", "1", f"{taken:.1f}", ""]
+        [f"ours, {name}", "all of it", *taken.cells(), "1", *taken.cells(), "", ""]
         for name, taken in seconds.items()
     ]
     notes = [
@@ -110,7 +137,7 @@ def compare_gio(chosen: argparse.Namespace) -> list[str]:
         f"{num_centroids:,} centroids of each. Ours ranks all rows; the package makes "
         f"{PUBLISHED_PICKS} picks, as by default."
     ]
-    num_small, clusters, few, picks, _ = chosen.peer_sizes
+    num_small, clusters, few, picks = chosen.peer_sizes
     quantized = ask(chosen, "quantize", clusters, rows=rows[:num_small])
     if quantized is not None:
         centroids = [
@@ -119,45 +146,38 @@ def compare_gio(chosen: argparse.Namespace) -> list[str]:
         ]
         start = UniformStart().points(DIMS, 0).astype(np.float32)
         once = ask(chosen, "fit", 1, rows=centroids[0], target=centroids[1], start=start)
-        lines += peer_lines(chosen, quantized, once["seconds"], seconds["published"])
+        lines += peer_lines(chosen, quantized, once, seconds["published"])
         several = ask(chosen, "fit", picks, rows=rows[:few], target=target[:few], start=start)
         notes.append(parity(rows[:few], target[:few], start, several))
-    head = ["", "timed", "seconds", "factor", "seconds in all", "times ours, published"]
+    head = ["", "timed", "seconds", "CPU s", "factor", "s in all", "CPU s in all"]
+    head += ["times ours, published", "of CPU"]
     return [notes[0], table(head, lines), *notes[1:]]
 
 
 def peer_lines(
-    chosen: argparse.Namespace, quantized: Any, once: float, ours: float
+    chosen: argparse.Namespace, quantized: Any, once: Any, ours: Spent
 ) -> list[list[str]]:
     """Return the lines of grad-info-opt, each stage timed in part."""
     num_rows, num_target, num_centroids, *_ = chosen.sizes
-    clusters = chosen.peer_sizes[1]
-    sizes, seconds = quantized["sizes"], quantized["seconds"]
+    clusters, (fewer, more) = chosen.peer_sizes[1], quantized["sizes"]
     # What remains when the smaller run is taken away is work that grows, without overhead.
-    growth = max(seconds[1] - seconds[0], 0) / (sizes[1] - sizes[0]) / clusters
-    whole = growth * (num_rows + num_target) * num_centroids
-    factor = whole / max(seconds[1] - seconds[0], 1e-9)
+    grown = Spent(*(max(quantized[key][1] - quantized[key][0], 0) for key in ("seconds", "cpu")))
+    factor = (num_rows + num_target) * num_centroids / ((more - fewer) * clusters)
+    first = f"{more:,} rows less {fewer:,}, {clusters} clusters"
     done, steps = STEPS[0] + STEPS[1], STEPS[0] + STEPS[1] * PUBLISHED_PICKS
-    greedy = once * steps / done
-    return [
-        [
-            "grad-info-opt, k-means on Spark",
-            f"{sizes[1]:,} rows less {sizes[0]:,}, {clusters} clusters",
-            f"{seconds[1]:.1f} - {seconds[0]:.1f}",
-            f"{factor:.1f}",
-            f"{whole:.0f}",
-            "",
-        ],
-        [
-            "grad-info-opt, greedy descent",
-            f"{done} of {steps} steps",
-            f"{once:.1f}",
-            f"{steps / done:.1f}",
-            f"{greedy:.0f}",
-            f"{greedy / ours:.0f}",
-        ],
-        ["grad-info-opt", "", "", "", f"{whole + greedy:.0f}", f"{(whole + greedy) / ours:.0f}"],
+    walked = Spent(once["seconds"], once["cpu"])
+    stages = [
+        ("k-means on Spark", first, grown, factor),
+        ("greedy descent", f"{done} of {steps} steps", walked, steps / done),
     ]
+    lines, total = [], Spent(0, 0)
+    for name, part, taken, times in stages:
+        whole = taken.times(times)
+        total = total.plus(whole)
+        cells = [*taken.cells(), f"{times:.1f}", *whole.cells(0), *whole.over(ours)]
+        lines.append([f"grad-info-opt, {name}", part, *cells])
+    empty = ["", "", "", ""]
+    return [*lines, ["grad-info-opt", *empty, *total.cells(0), *total.over(ours)]]
 
 
 def parity(rows: np.ndarray, target: np.ndarray, start: np.ndarray, theirs: Any) -> str:
@@ -187,15 +207,17 @@ def compare_facility(chosen: argparse.Namespace) -> list[str]:
     rows = draw(3, size, 50)
     graph = NeighbourGraph(num_neighbours=32, similarity="euclidean", seed=0)
     found, ours = timed(lambda: FacilityLocation(graph=graph).select(rows, num_selected=count))
-    lines = [["ours, 32 neighbours", f"{ours:.1f}", "1", f"{spread(rows, found.ids):.4f}"]]
+    value = f"{spread(rows, found.ids):.4f}"
+    lines = [["ours, 32 neighbours", *ours.cells(), "1", "1", value]]
     theirs = ask(chosen, "facility", count, rows=rows)
     if theirs is not None:
-        ratio = theirs["seconds"] / ours
-        value = spread(rows, theirs["picks"])
-        lines.append(["apricot, lazy", f"{theirs['seconds']:.1f}", f"{ratio:.1f}", f"{value:.4f}"])
+        taken = Spent(theirs["seconds"], theirs["cpu"])
+        value = f"{spread(rows, theirs['picks']):.4f}"
+        lines.append(["apricot, lazy", *taken.cells(), *taken.over(ours), value])
     random = np.random.default_rng(0).choice(size, count, replace=False)
-    lines.append(["random", "", "", f"{spread(rows, random):.4f}"])
-    head = ["", "seconds", "times ours", "mean squared distance to the nearest chosen row"]
+    lines.append(["random", "", "", "", "", f"{spread(rows, random):.4f}"])
+    head = ["", "seconds", "CPU s", "times ours", "of CPU"]
+    head += ["mean squared distance to the nearest chosen row"]
     return [
         f"Facility location: {count:,} of {size:,} rows of {DIMS} dimensions.",
         table(head, lines),
@@ -221,13 +243,13 @@ def measure_million(chosen: argparse.Namespace) -> list[str]:
     }
     lines = []
     for name, run in runs.items():
-        found, seconds = timed(run)
+        found, taken = timed(run)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        lines.append([name, f"{len(found):,}", f"{seconds:.0f}", f"{peak:.1f}"])
+        lines.append([name, f"{len(found):,}", *taken.cells(0), f"{peak:.1f}"])
     return [
         f"{size:,} rows of {LARGE_DIMS} dimensions ({rows.rows.nbytes / 2**30:.2f} GiB); all pairs "
         f"would be {4 * size**2 / 2**40:.1f} TiB.",
-        table(["", "rows kept", "seconds", "peak memory so far, GiB"], lines),
+        table(["", "rows kept", "seconds", "CPU s", "peak memory so far, GiB"], lines),
     ]
 
 

@@ -80,7 +80,7 @@ class KMeans:
 
     num_clusters: int
     num_iterations: int = 10
-    sample: int = 256
+    sample: int = 32
     spherical: bool = False
     seed: int
 

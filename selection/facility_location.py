@@ -58,7 +58,7 @@ class FacilityLocation:
         embeddings: Any,
         *,
         num_selected: int | None = None,
-        max_tokens: float | None = None,
+        num_tokens: float | None = None,
         tokens: Real[np.ndarray, " n"] | None = None,
         eligible: Bool[np.ndarray, " n"] | None = None,
     ) -> Selection:
@@ -67,7 +67,7 @@ class FacilityLocation:
         Args:
             embeddings: `Embeddings`, a store or an array.
             num_selected: Most rows; with all of them, every row is ranked.
-            max_tokens: Most tokens; rows are taken up to the first that does not fit.
+            num_tokens: Most tokens; rows are taken up to the first that does not fit.
             tokens: Number of tokens of each row, in the order of the data.
             eligible: Which rows may be chosen; the others are represented all the same.
 
@@ -75,7 +75,7 @@ class FacilityLocation:
             The rows in the order in which they were chosen. The weight of each is the number
             of rows that it represents best, itself among them.
         """
-        budget = Budget(num_selected=num_selected, max_tokens=max_tokens, tokens=tokens)
+        budget = Budget(num_selected=num_selected, num_tokens=num_tokens, tokens=tokens)
         pool = Pool.of(embeddings)
         budget.check(len(pool))
         allowed = marks_of(len(pool), eligible)[pool.positions]
@@ -88,7 +88,7 @@ class FacilityLocation:
             **pool.embeddings.provenance,
             "facility_location": describe(self.graph),
             "value": int(best.sum()) / TICKS,
-            "budget": {"num_selected": num_selected, "max_tokens": max_tokens},
+            "budget": {"num_selected": num_selected, "num_tokens": num_tokens},
         }
         weights = np.bincount(owners[owners >= 0], minlength=len(pool))[picks]
         ids = pool.embeddings.ids

@@ -56,7 +56,7 @@ class GIOPath:
         self,
         *,
         num_selected: int | None = None,
-        max_tokens: float | None = None,
+        num_tokens: float | None = None,
         tokens: Real[np.ndarray, " n"] | None = None,
     ) -> Selection:
         """Return the rows of the picks, as many as a budget allows.
@@ -64,14 +64,14 @@ class GIOPath:
         Args:
             num_selected: Most rows; all that were picked unless given, and no more than
                 those. Use ``stop=DataShare(1.0)`` to have every row ranked.
-            max_tokens: Most tokens; rows are taken up to the first that does not fit.
+            num_tokens: Most tokens; rows are taken up to the first that does not fit.
             tokens: Number of tokens of each candidate, in the order of the data.
 
         Returns:
             The rows in the order in which they were chosen, with the number of times that
             they were.
         """
-        budget = Budget(num_selected=num_selected, max_tokens=max_tokens, tokens=tokens)
+        budget = Budget(num_selected=num_selected, num_tokens=num_tokens, tokens=tokens)
         budget.check(len(self.pool) + len(self.pool.masked))
         ranking = self.ranking()
         kept = budget.cut(self.pool.positions[ranking])
@@ -111,7 +111,7 @@ class GIOPath:
             "ended": self.ended,
             "divergence": [_plain(self.divergences[0]), _plain(self.divergences[-1])],
         }
-        limits = {"num_selected": budget.num_selected, "max_tokens": budget.max_tokens}
+        limits = {"num_selected": budget.num_selected, "num_tokens": budget.num_tokens}
         return {**self.provenance, "path": path, "budget": limits}
 
 

@@ -54,7 +54,7 @@ class KCenter:
         embeddings: Any,
         *,
         num_selected: int | None = None,
-        max_tokens: float | None = None,
+        num_tokens: float | None = None,
         tokens: Real[np.ndarray, " n"] | None = None,
         eligible: Bool[np.ndarray, " n"] | None = None,
     ) -> Selection:
@@ -63,7 +63,7 @@ class KCenter:
         Args:
             embeddings: `Embeddings`, a store or an array.
             num_selected: Most rows; with all of them, every row is ranked.
-            max_tokens: Most tokens; rows are taken up to the first that does not fit.
+            num_tokens: Most tokens; rows are taken up to the first that does not fit.
             tokens: Number of tokens of each row, in the order of the data.
             eligible: Which rows may be chosen; the others are to be near them all the same.
 
@@ -72,7 +72,7 @@ class KCenter:
             of rows that are nearest to it, itself among them. The provenance has the radius,
             the largest distance of a row to the nearest chosen one.
         """
-        budget = Budget(num_selected=num_selected, max_tokens=max_tokens, tokens=tokens)
+        budget = Budget(num_selected=num_selected, num_tokens=num_tokens, tokens=tokens)
         pool = Pool.of(embeddings)
         budget.check(len(pool))
         allowed = marks_of(len(pool), eligible)[pool.positions]
@@ -87,7 +87,7 @@ class KCenter:
             **pool.embeddings.provenance,
             "k_center": describe(self),
             "radius": float(distances.max()) if picks else None,
-            "budget": {"num_selected": num_selected, "max_tokens": max_tokens},
+            "budget": {"num_selected": num_selected, "num_tokens": num_tokens},
         }
         weights = np.bincount(owners[owners >= 0], minlength=len(ids))[picks].astype(np.float64)
         left = np.ones(len(ids), dtype=bool)

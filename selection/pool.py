@@ -76,29 +76,29 @@ class Budget:
 
     Args:
         num_selected: Most rows.
-        max_tokens: Most tokens of the chosen rows together.
+        num_tokens: Most tokens of the chosen rows together.
         tokens: Number of tokens of each row, in the order of the data.
 
     Example:
-        >>> budget = Budget(max_tokens=10, tokens=np.array([4, 5, 6, 1]))
+        >>> budget = Budget(num_tokens=10, tokens=np.array([4, 5, 6, 1]))
         >>> budget.cut(np.array([0, 1, 2, 3]))
         2
     """
 
     num_selected: int | None = None
-    max_tokens: float | None = None
+    num_tokens: float | None = None
     tokens: Real[np.ndarray, " n"] | None = None
 
     def __post_init__(self) -> None:
         """Check the arguments."""
         if self.num_selected is not None:
             check_at_least("num_selected", self.num_selected, 0)
-        if (self.max_tokens is None) != (self.tokens is None):
+        if (self.num_tokens is None) != (self.tokens is None):
             raise ValueError(
-                "`max_tokens` and `tokens` must be given together. One of them is missing."
+                "`num_tokens` and `tokens` must be given together. One of them is missing."
             )
-        if self.max_tokens is not None and self.tokens is not None:
-            check_at_least("max_tokens", self.max_tokens, 0)
+        if self.num_tokens is not None and self.tokens is not None:
+            check_at_least("num_tokens", self.num_tokens, 0)
             if not (np.isfinite(self.tokens) & (self.tokens >= 0)).all():
                 raise ValueError("`tokens` must be finite and at least 0 for every row.")
 
@@ -118,9 +118,9 @@ class Budget:
         most = len(ranking)
         if self.num_selected is not None:
             most = min(most, self.num_selected)
-        if self.tokens is not None and self.max_tokens is not None:
+        if self.tokens is not None and self.num_tokens is not None:
             total = np.cumsum(self.tokens[ranking])
-            most = min(most, int(np.searchsorted(total, self.max_tokens, side="right")))
+            most = min(most, int(np.searchsorted(total, self.num_tokens, side="right")))
         return most
 
     def take(self, ranking: Iterable[int], positions: Int[np.ndarray, " n"]) -> Iterator[int]:
@@ -132,9 +132,9 @@ class Budget:
         """
         spent, most = 0.0, len(positions) if self.num_selected is None else self.num_selected
         for row in islice(ranking, most):
-            if self.tokens is not None and self.max_tokens is not None:
+            if self.tokens is not None and self.num_tokens is not None:
                 spent += float(self.tokens[positions[row]])
-                if spent > self.max_tokens:
+                if spent > self.num_tokens:
                     return
             yield row
 
@@ -142,5 +142,5 @@ class Budget:
     def reason(self) -> str:
         """Why a row that comes too late is left out."""
         rows = [f"{self.num_selected:,} rows"] if self.num_selected is not None else []
-        tokens = [f"{self.max_tokens:,.0f} tokens"] if self.max_tokens is not None else []
+        tokens = [f"{self.num_tokens:,.0f} tokens"] if self.num_tokens is not None else []
         return f"beyond the budget of {' and '.join(rows + tokens)}"

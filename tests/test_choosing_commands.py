@@ -70,14 +70,14 @@ def test_gio_chooses_rows_like_the_target(data: Path, capsys: pytest.CaptureFixt
         ("--stop", "sequential-increases", "--stop-at", 2),
         ("--stop", "min-difference", "--stop-at", 0.1),
         ("--stop", "min-divergence", "--stop-at", -1),
-        ("--max-tokens", 30),
-        ("--max-tokens", 100, "--tokens-column", "size"),
+        ("--num-tokens", 30),
+        ("--num-tokens", 100, "--tokens-column", "size"),
     ],
 )
 def test_gio_takes_every_option(data: Path, more: tuple[Any, ...]) -> None:
     assert run(*gio(data, "chosen.jsonl", *VECTORS, *more)) == 0
     chosen = lines(data.parent / "chosen.jsonl")
-    if "--max-tokens" in more:
+    if "--num-tokens" in more:
         counted = (row["size"] if "size" in more else 6 for row in chosen)
         assert 0 < sum(counted) <= 100
     written = data.parent / "chosen.jsonl.config.json"
@@ -144,7 +144,7 @@ def test_mistakes_are_said_in_one_sentence(data: Path, capsys: pytest.CaptureFix
     np.save(folder / "short.npy", np.zeros((3, 2)))
     cover = ["cover", "--data", data, "--out", folder / "c.jsonl"]
     mistakes = [
-        (cover, "`--num` or `--max-tokens` must say"),
+        (cover, "`--num` or `--num-tokens` must say"),
         ([*cover, "--num", -1, *VECTORS], "`num` must be at least 0"),
         ([*cover, "--num", 1, "--encoder", "npy"], "`--embeddings` must be given"),
         ([*cover, "--num", 1, "--encoder", "npy", "--embeddings", folder / "bad.npy"], "be a .npy"),
@@ -152,8 +152,8 @@ def test_mistakes_are_said_in_one_sentence(data: Path, capsys: pytest.CaptureFix
         ([*cover, "--num", 1, "--encoder", "column", "--embeddings", "w"], "the column 'w'"),
         ([*cover, "--num", 1, "--encoder", "column", "--embeddings", "text"], "list of numbers"),
         ([*cover, "--num", 1, "--encoder", "hidden-states", "--embeddings", "no"], "be loaded"),
-        ([*cover, "--max-tokens", 9, "--tokens-column", "no", *VECTORS], "to count tokens"),
-        ([*cover, "--max-tokens", 9, "--tokens-column", "text", *VECTORS], "hold a number"),
+        ([*cover, "--num-tokens", 9, "--tokens-column", "no", *VECTORS], "to count tokens"),
+        ([*cover, "--num-tokens", 9, "--tokens-column", "text", *VECTORS], "hold a number"),
         (gio(data, "g.jsonl", "--encoder", "npy", "--embeddings", "x.npy"), "--target-embeddings"),
         (gio(data, "g.jsonl", *VECTORS, "--stop", "increase", "--stop-at", 1), "takes a number"),
         (gio(data, "g.jsonl", *VECTORS, "--num-neighbours", 10), "less than the number of targets"),

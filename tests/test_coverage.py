@@ -136,7 +136,7 @@ class TestEverySelector:
 
     def test_tokens_are_counted_up_to_the_first_row_that_does_not_fit(self, method: Any) -> None:
         rows, tokens = points(0, 30), 1 + np.arange(30) % 7
-        chosen = method.select(rows, max_tokens=40, tokens=tokens)
+        chosen = method.select(rows, num_tokens=40, tokens=tokens)
         ranking = method.select(rows).ids
         assert chosen.ids.tolist() == ranking[: len(chosen)].tolist()
         spent = tokens[chosen.ids].sum()

@@ -371,7 +371,7 @@ def test_a_budget_cuts_the_ranking() -> None:
     assert some.ids.tolist() == everything.ids[:7].tolist()
     assert set(some.rejected.values()) == {"beyond the budget of 7 rows"}
     tokens = np.arange(40) + 1
-    cut = path.select(max_tokens=100, tokens=tokens)
+    cut = path.select(num_tokens=100, tokens=tokens)
     kept = tokens[cut.ids]
     assert kept.sum() <= 100 < kept.sum() + tokens[everything.ids[len(cut)]]
 
@@ -436,12 +436,12 @@ def test_what_cannot_work_is_refused() -> None:
         (
             ValueError,
             "must be given together",
-            lambda: GIO(seed=0).fit(g, x).select(max_tokens=3),
+            lambda: GIO(seed=0).fit(g, x).select(num_tokens=3),
         ),
         (
             DataError,
             "`tokens` must have one entry a row, 5",
-            lambda: GIO(seed=0).fit(g, x).select(max_tokens=3, tokens=np.ones(2)),
+            lambda: GIO(seed=0).fit(g, x).select(num_tokens=3, tokens=np.ones(2)),
         ),
         (ValueError, "`share` must be in", lambda: DataShare(1.5)),
         (

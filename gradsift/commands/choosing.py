@@ -20,7 +20,7 @@ class BudgetOptions:
     num: int | None = None
     """Most rows."""
 
-    max_tokens: int | None = None
+    num_tokens: int | None = None
     """Most tokens of the chosen rows together; words, unless a column counts tokens."""
 
     tokens_column: str | None = None
@@ -29,11 +29,11 @@ class BudgetOptions:
     def limits(self, data: Any, text_column: str) -> dict[str, Any]:
         """Return the limits as a selector takes them."""
         check_at_least("num", 0 if self.num is None else self.num, 0)
-        check_at_least("max_tokens", self.max_tokens or 0, 0)
-        if self.max_tokens is None:
+        check_at_least("num_tokens", self.num_tokens or 0, 0)
+        if self.num_tokens is None:
             return {"num_selected": self.num}
         tokens = count_tokens(data, self.tokens_column, text_column)
-        return {"num_selected": self.num, "max_tokens": self.max_tokens, "tokens": tokens}
+        return {"num_selected": self.num, "num_tokens": self.num_tokens, "tokens": tokens}
 
 
 BUDGET = BudgetOptions()
@@ -60,7 +60,7 @@ def count_tokens(data: Any, column: str | None, text_column: str) -> np.ndarray:
         raise DataError(f"column {wanted!r} must hold a number in every row: {error}") from error
 
 
-def write_chosen(
+def write_selection(
     command: Command, chosen: Selection, data: datasets.Dataset, out: Path, rejected: Path | None
 ) -> Iterator[str]:
     """Write the chosen rows, their weights and the reasons beside them, and say so.

@@ -7,7 +7,7 @@ from typing import Literal
 
 import tyro
 
-from gradsift.commands.choosing import BUDGET, BudgetOptions, write_chosen
+from gradsift.commands.choosing import BUDGET, BudgetOptions, write_selection
 from gradsift.commands.embedding import (
     EMBEDDING,
     Corpus,
@@ -52,8 +52,8 @@ class Cover:
 
     def run(self) -> Iterator[str]:
         """Embed, choose and write."""
-        if self.budget.num is None and self.budget.max_tokens is None:
-            raise ValueError("`--num` or `--max-tokens` must say how much to choose. Got neither.")
+        if self.budget.num is None and self.budget.num_tokens is None:
+            raise ValueError("`--num` or `--num-tokens` must say how much to choose. Got neither.")
         data = read_dataset(self.data)
         limits = self.budget.limits(data, self.embedding.text_column)
         (rows,) = embed_all(self.embedding, [Corpus("data", data)], out=self.out, seed=self.seed)
@@ -70,6 +70,6 @@ class Cover:
             chosen = FacilityLocation(graph=graph).select(rows, **limits)
             mean = chosen.provenance["value"] / len(rows)
             quality = f"mean similarity to a chosen row {mean:.3f}"
-        yield from write_chosen(self, chosen, data, self.out, self.rejected)
+        yield from write_selection(self, chosen, data, self.out, self.rejected)
         yield quality
         remove_work(self.out)

@@ -7,7 +7,7 @@ from typing import Literal
 
 import tyro
 
-from gradsift.commands.choosing import write_chosen
+from gradsift.commands.choosing import write_selection
 from gradsift.commands.embedding import (
     EMBEDDING,
     Corpus,
@@ -58,5 +58,5 @@ class Dedup:
         data = read_dataset(self.data)
         (rows,) = embed_all(self.embedding, [Corpus("data", data)], out=self.out, seed=self.seed)
         chosen = dedup.select(rows)
-        yield from write_chosen(self, chosen, data, self.out, self.rejected)
+        yield from write_selection(self, chosen, data, self.out, self.rejected)
         remove_work(self.out)

@@ -7,7 +7,7 @@ from typing import Literal
 
 import tyro
 
-from gradsift.commands.choosing import BUDGET, BudgetOptions, write_chosen
+from gradsift.commands.choosing import BUDGET, BudgetOptions, write_selection
 from gradsift.commands.embedding import (
     EMBEDDING,
     Corpus,
@@ -101,14 +101,14 @@ class Gio:
             seed=self.seed,
         ).fit(candidates, wanted)
         chosen = path.select(**limits)
-        yield from write_chosen(self, chosen, raw, self.out, self.rejected)
+        yield from write_selection(self, chosen, raw, self.out, self.rejected)
         first, last = path.divergences[0], path.divergences[-1]
         yield f"{len(path.picks):,} picks, divergence from {first:.4g} to {last:.4g}; {path.ended}"
         remove_work(self.out)
 
     def _rule(self) -> StoppingRule:
         """Return the rule of this name."""
-        spent = self.budget.num is not None or self.budget.max_tokens is not None
+        spent = self.budget.num is not None or self.budget.num_tokens is not None
         at = self.stop_at
         name = self.stop or ("share" if spent else "increase")
         if name == "increase" and at is not None:
