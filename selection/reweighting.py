@@ -38,8 +38,8 @@ class Reweighting:
     Attributes:
         step: Number of the next step.
         history: What the weights of some steps were like.
-        own_losses: The losses of the last step that counted on this rank, which a mixture
-            may want to know.
+        own_losses: The mean loss of each example of this rank in the last step, NaN where
+            nothing counted; a mixture may want to know.
 
     Example:
         >>> reweighting = Reweighting(LossReweighter(temperature=1.0))
@@ -98,7 +98,9 @@ class Reweighting:
         masks = counted or [torch.ones_like(part, dtype=torch.bool) for part in losses]
         wide = [at_least_float32(part.detach()) for part in losses]
         own = torch.cat([part[mask] for part, mask in zip(wide, masks, strict=True)])
-        self.own_losses = own
+        self.own_losses = torch.cat(
+            [_example_means(part, mask) for part, mask in zip(wide, masks, strict=True)]
+        )
         everyone, place = gather_rows(own[:, None], self.group)
         found = self._weigh(everyone[:, 0])
         self._last = found
@@ -124,7 +126,7 @@ class Reweighting:
 
     @property
     def last(self) -> ExampleWeights:
-        """The weights of the last step, of all micro-batches and ranks.
+        """The weights of the last step: by rank, and for each by micro-batch.
 
         Raises:
             ValueError: There was no step yet.
@@ -173,3 +175,9 @@ class Reweighting:
                 len(found.excluded),
                 places,
             )
+
+
+def _example_means(losses: Float[Tensor, "n *_"], counted: Bool[Tensor, "n *_"]) -> Tensor:
+    """Return the mean of what counts of each example; NaN where nothing does."""
+    flat, mask = losses.reshape(len(losses), -1), counted.reshape(len(losses), -1)
+    return torch.where(mask, flat, 0).sum(1) / mask.sum(1)

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from projections import StoreMismatchError
 from selection import (
+    ODM,
     FixedMixture,
     LossReweighter,
     MixtureDraws,
@@ -30,6 +32,7 @@ from selection import (
     uniform,
 )
 from selection.mixtures.recorded import RecordedMixture
+from selection.ranks import sum_over_ranks
 from selection.trainers import DrawsMixin, ReweightingMixin, StateCallback
 
 NUM_ROWS = 24
@@ -91,7 +94,8 @@ class Moving(RecordedMixture):
     """A mixture that goes by the losses of the domains."""
 
     def update(self, step: int, *, domains: Any = None, losses: Any = None) -> None:
-        sums = np.bincount(domains, losses, minlength=len(self.names)) + 1
+        sums = np.bincount(domains, losses, minlength=len(self.names))
+        sums = sum_over_ranks(torch.from_numpy(sums)).numpy() + 1
         self._record(step, sums / sums.sum(), sums)
 
 
@@ -285,18 +289,25 @@ class Killer(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def run(folder: Path, *, kill_at: int | None = None, resume: bool = False, parts: int = 2) -> Any:
+def run(
+    folder: Path,
+    *,
+    kill_at: int | None = None,
+    resume: bool = False,
+    micro: int = 4,
+    dropout: float = 0.2,
+) -> Any:
     """Train on a mixture that follows losses, with weights; return what has to agree."""
     rows = Seen()
     mixture = Moving(("a", "b", "c"))
     draws = MixtureDraws(mixture, ["a", "b", "c"] * 8, batch_size=8, seed=3, lag=3)
     rows.order.clear()
     trainer = Both(
-        model=Regressor(dropout=0.2),
+        model=Regressor(dropout),
         args=arguments(
             folder,
-            per_device_train_batch_size=8 // parts,
-            gradient_accumulation_steps=parts,
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=2,
             max_steps=9,
             save_strategy="steps",
             save_steps=4,
@@ -344,6 +355,25 @@ def test_a_checkpoint_without_the_states_is_refused(tmp_path: Path) -> None:
         trainer.train(resume_from_checkpoint=True)
 
 
+def test_a_mixture_hears_the_losses_of_its_domains_but_no_nan(tmp_path: Path) -> None:
+    domains = ["a" if row < 8 else "b" for row in range(NUM_ROWS)]
+    mixture = ODM(("a", "b"))
+    draws = MixtureDraws(mixture, domains, batch_size=8, seed=0)
+    trainer = Both(
+        model=Regressor(),
+        args=arguments(tmp_path, gradient_accumulation_steps=2, ignore_data_skip=True),
+        train_dataset=Seen(broken=3),
+        draws=draws,
+        mixture=mixture,
+        reweighting=Reweighting(LossReweighter(curve=uniform)),
+        losses=regression_losses,
+    )
+    trainer.train()
+    signals = mixture.history.columns["signal"]
+    assert len(signals) == 7
+    assert np.isfinite(signals[1:]).all()
+
+
 def test_a_fixed_mixture_needs_no_update(tmp_path: Path) -> None:
     draws = MixtureDraws(FixedMixture(("x",)), ["x"] * NUM_ROWS, batch_size=4, seed=0)
     settings = arguments(tmp_path, ignore_data_skip=True)
@@ -352,5 +382,46 @@ def test_a_fixed_mixture_needs_no_update(tmp_path: Path) -> None:
     assert draws.consumed == 6
 
 
+def test_two_ranks_train_as_one_does_in_parameters_weights_and_mixture(tmp_path: Path) -> None:
+    whole, _, mixture = run(tmp_path / "one", dropout=0.0)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    running = []
+    for rank in ("0", "1"):
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        command = [sys.executable, __file__, str(tmp_path / "two"), "rank"]
+        running.append(
+            subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        )
+    for process in running:
+        _, errors = process.communicate(timeout=200)
+        assert process.returncode == 0, errors
+    for rank in range(2):
+        found = torch.load(tmp_path / "two" / f"rank{rank}.pt")
+        torch.testing.assert_close(found["parameters"], parameters(whole), atol=1e-5, rtol=1e-4)
+        # Losses stand by rank, then by micro-batch.
+        expected = whole.reweighting.last.values.sort().values
+        torch.testing.assert_close(found["weights"].sort().values, expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            found["mixture"], torch.from_numpy(mixture.weights), atol=1e-5, rtol=1e-4
+        )
+
+
 if __name__ == "__main__":
-    run(Path(sys.argv[1]), kill_at=6)
+    if sys.argv[2:] == ["rank"]:
+        trainer, _, mixture = run(Path(sys.argv[1]), micro=2, dropout=0.0)
+        weights = trainer.reweighting.last.values
+        found = {"parameters": parameters(trainer), "weights": weights}
+        found["mixture"] = torch.from_numpy(mixture.weights)
+        torch.save(found, Path(sys.argv[1]) / f"rank{os.environ['RANK']}.pt")
+    else:
+        run(Path(sys.argv[1]), kill_at=6)

@@ -93,7 +93,11 @@ class StateCallback(TrainerCallback, ExportableState):
         step = state.global_step - 1
         for part in self.parts.values():
             if isinstance(part, OnlineMixture) and part.due(step):
-                part.update(step, domains=self._domains(args, step), losses=self._losses())
+                domains, losses = self._domains(args, step), self._losses()
+                if domains is not None and losses is not None:
+                    known = np.isfinite(losses)
+                    domains, losses = domains[known], losses[known]
+                part.update(step, domains=domains, losses=losses)
         for part in self._draws():
             part.advance()
 
