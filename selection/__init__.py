@@ -1,7 +1,7 @@
 """Which examples to train on, and how much."""
 
 from selection.base import Selection
-from selection.chosen_rows import row_writer, write_chosen
+from selection.chosen_rows import check_format, row_writer, write_chosen
 from selection.clusters import Clusters, KMeans
 from selection.dedup import SemanticDedup
 from selection.dsir import DSIR, FittedDSIR
@@ -164,6 +164,7 @@ __all__ = [
     "best_mixture",
     "causal_losses",
     "causal_token_losses",
+    "check_format",
     "classification_losses",
     "cluster_centers",
     "cosine_alignments",

@@ -83,6 +83,19 @@ def row_writer(path: Path) -> Iterator[Callable[[list[Row]], None]]:
                 writer.close()
 
 
+def check_format(path: Path) -> str:
+    """Return the ending that says the format of a file of rows.
+
+    Raises:
+        DataError: The ending is none of the formats.
+    """
+    kind = format_of(path)
+    if kind not in FORMATS:
+        known = ", ".join(FORMATS)
+        raise DataError(f"{path} must end in one of {known}, perhaps with .gz or .zst.")
+    return kind
+
+
 class TableWriter:
     """Writes rows with the columns of the first ones.
 

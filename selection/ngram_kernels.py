@@ -202,7 +202,7 @@ def hash_tokens(text: np.ndarray, spans: np.ndarray, hashes: np.ndarray) -> None
 @compiled
 def longer(value: np.uint64, word: np.uint64) -> np.uint64:
     """Return the state of an n-gram that grows by the word before it."""
-    return mix(value + STEP) ^ word
+    return value * MIX_1 + word
 
 
 @compiled

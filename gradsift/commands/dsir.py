@@ -14,6 +14,7 @@ from selection import (
     FittedDSIR,
     HashedNgrams,
     Selection,
+    check_format,
     report_draw,
     row_writer,
     write_chosen,
@@ -105,8 +106,7 @@ class Dsir:
         columns = TextColumns(text=self.text_column, id=self.id_column, domain=self.domain_column)
         raw = open_texts(self.raw, columns)
         work = self.out.with_name(self.out.name + ".work")
-        with row_writer(work / self.out.name):
-            pass  # an ending that cannot be written is refused before the long computation
+        check_format(self.out)
         self._draw()
         fitted = self._settings().fit(raw, self._targets(), num_workers=self.workers, path=work)
         chosen = self._select(fitted, raw, work)
@@ -124,7 +124,7 @@ class Dsir:
             write_json(self.out.with_name(self.out.name + ".report.json"), dict(found.facts))
             yield from found.lines()
         yield f"weights and provenance: {table}"
-        shutil.rmtree(work)
+        shutil.rmtree(work, ignore_errors=True)
 
     def _settings(self) -> DSIR:
         """Return the method."""
