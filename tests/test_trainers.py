@@ -22,6 +22,7 @@ from selection import (
     FixedMixture,
     LossReweighter,
     MixtureDraws,
+    MixtureStream,
     Reweighting,
     RunningReweighting,
     Selection,
@@ -341,6 +342,49 @@ def test_a_killed_and_resumed_trainer_ends_with_the_same_weights_rows_and_mixtur
     )
     # The checkpoint is that of step 4; a loader may fetch one micro-batch more than is used.
     assert later.order[:40] == rows.order[32:72]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stream_in_the_trainer_goes_on_where_it_was_stopped(tmp_path: Path, workers: int) -> None:
+    def train(folder: Path, steps: int, resume: bool) -> tuple[Tensor, list[list[float]]]:
+        mixture = Moving(("a", "b"))
+        sources = {"a": Seen().rows[:9], "b": Seen().rows[9:]}
+        stream = MixtureStream(sources, mixture, batch_size=8, seed=0, rank=0, num_ranks=1)
+        seen: list[list[float]] = []
+
+        def collate(rows: list[Any]) -> dict[str, Tensor]:
+            return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+        trainer = Weighted(
+            model=Regressor(),
+            args=arguments(
+                folder,
+                per_device_train_batch_size=4,
+                gradient_accumulation_steps=2,
+                max_steps=steps,
+                save_strategy="steps",
+                save_steps=4,
+                ignore_data_skip=True,
+                dataloader_num_workers=workers,
+            ),
+            train_dataset=stream,
+            data_collator=collate,
+            reweighting=Reweighting(LossReweighter(), record_every=1),
+            losses=lambda logits, labels: (
+                seen.append(labels[:, 0].tolist()) or regression_losses(logits, labels)
+            ),
+            callbacks=[StateCallback(mixture=mixture, stream=stream)],
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        assert stream.consumed == steps
+        return parameters(trainer), seen
+
+    expected, rows = train(tmp_path / "whole", 8, False)
+    _, first = train(tmp_path / "parts", 4, False)
+    found, second = train(tmp_path / "parts", 8, True)
+    assert first + second == rows
+    assert torch.equal(found, expected)
 
 
 def test_a_checkpoint_without_the_states_is_refused(tmp_path: Path) -> None:
