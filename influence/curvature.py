@@ -27,6 +27,7 @@ from influence.pairwise import PairwiseScores, RunningTop, SelfInfluence, TokenS
 from influence.queries import Preconditioned, QueryGradients, compress
 from projections import (
     ConvergenceError,
+    HeadSplit,
     PassSettings,
     QueryTask,
     Rows,
@@ -328,7 +329,14 @@ class FittedCurvature:
     def reading(self, settings: PassSettings | None) -> PassSettings:
         """Return the layers of the fit, batched as asked for."""
         batching = settings or self.settings
-        return replace(batching, layers=self.settings.layers, kinds=self.settings.kinds)
+        fitted = self.settings
+        return replace(
+            batching,
+            layers=fitted.layers,
+            kinds=fitted.kinds,
+            heads=fitted.heads,
+            autocast=fitted.autocast,
+        )
 
     def _how(self) -> dict[str, Any]:
         """Return the provenance of a result."""
@@ -369,6 +377,7 @@ class FittedCurvature:
             "provenance": dict(self.provenance),
             "layers": self.settings.layers,
             "damping": describe(self.damping),
+            "gradients": self.settings.describe_gradients(),
         }
         with replacing(Path(path)) as file:
             file.write(save(tensors, metadata={"gradsift": json.dumps(note)}))
@@ -408,8 +417,15 @@ class FittedCurvature:
                 tensors[f"{name}|eigenvalues"],
             )
         patterns = note["layers"]
+        gradients = note.get("gradients", {})
         settings = PassSettings(
-            layers=None if patterns is None else tuple(patterns), kinds=("linear",)
+            layers=None if patterns is None else tuple(patterns),
+            kinds=("linear",),
+            heads=tuple(
+                HeadSplit(**{**head, "slots": tuple(head["slots"])})
+                for head in gradients.get("heads", ())
+            ),
+            autocast=gradients.get("autocast"),
         )
         chosen = damping if damping is not None else damping_from(note["damping"])
         return cls(layers, note["model"], settings, note["provenance"], chosen)

@@ -102,7 +102,9 @@ class Identity:
 
 def identity_bases(task: Task, settings: PassSettings) -> dict[str, tuple[Rotation, Rotation]]:
     """Return the identity as the basis of every linear map."""
-    layout = find_components(task.model, settings.layers, kinds=settings.kinds)
+    layout = find_components(
+        task.model, settings.layers, kinds=settings.kinds, heads=settings.heads
+    )
     return {
         name: (Rotation((), num_out), Rotation((), num_in))
         for component in layout.components.values()

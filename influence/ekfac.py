@@ -240,8 +240,10 @@ def linear_settings(settings: PassSettings | None) -> PassSettings:
 
 def held_fixed(task: Task, settings: PassSettings) -> list[str]:
     """Return the trainable parameters that are in no linear map of a curvature."""
-    layout = find_components(task.model, settings.layers, kinds=settings.kinds)
-    covered = {part.name for c in layout.components.values() for part in c.parameters}
+    layout = find_components(
+        task.model, settings.layers, kinds=settings.kinds, heads=settings.heads
+    )
+    covered = {part.whole_name for c in layout.components.values() for part in c.parameters}
     trainable = [name for name, p in task.model.named_parameters() if p.requires_grad]
     return [name for name in trainable if name not in covered]
 
@@ -308,4 +310,5 @@ class _Fit:
             "num_examples": len(self.rows),
             "shard_size": self.reading.shard_size,
             "layers": list(self.reading.layers) if self.reading.layers is not None else None,
+            **self.reading.describe_gradients(),
         }

@@ -149,7 +149,7 @@ def make_plan(
 
 def measure_layers(task: Task, rows: Rows, settings: PassSettings) -> list[LayerShape]:
     """Return the linear maps of a model, with their mean positions on this data."""
-    layout = find_components(task.model, settings.layers, kinds=("linear",))
+    layout = find_components(task.model, settings.layers, kinds=("linear",), heads=settings.heads)
     spread = np.linspace(0, len(rows) - 1, min(len(rows), NUM_SAMPLED_ROWS)).astype(int)
     examples = task.encode(rows.fetch(spread.tolist()))
     sizes = [task.size(example) for example in examples]

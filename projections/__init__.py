@@ -14,7 +14,7 @@ from projections.base import (
     concatenate_top,
 )
 from projections.best import BestRows
-from projections.capture import Capture, Layout, find_components
+from projections.capture import Capture
 from projections.checkpoint import FolderCheckpoint
 from projections.checks import (
     check_at_least,
@@ -48,9 +48,11 @@ from projections.faiss_index import FaissIndex, faiss_beside
 from projections.files import read_json, replacing, write_json
 from projections.fingerprint import describe, fingerprint_model
 from projections.gaussian import Gaussian, normal_entries
+from projections.heads import HeadSplit, find_heads, head_slots
 from projections.indexing import append_gradients, index_gradients
 from projections.kronecker import Kronecker, KroneckerBlock, random_kronecker
 from projections.labels import Labels
+from projections.layout import Layout, find_components
 from projections.masked import Masked
 from projections.parallel import ordered_map
 from projections.passes import PassSettings, run_pass
@@ -81,7 +83,14 @@ from projections.store_edits import compact_store, delete_rows, merge_stores
 from projections.store_writer import StoreWriter
 from projections.streams import without_compression
 from projections.task import QueryTask, Task, to_device
-from projections.tasks import CausalLM, Classification, Regression, SequenceClassification
+from projections.tasks import (
+    CausalLM,
+    Classification,
+    MaskedLM,
+    Regression,
+    Seq2SeqLM,
+    SequenceClassification,
+)
 from projections.tensorsketch import TensorSketch
 from projections.texts import Block, TextBatch, TextColumns, Texts, as_texts
 from projections.watch import Watch
@@ -118,12 +127,14 @@ __all__ = [
     "GradientNorm",
     "GradientStore",
     "GradsiftError",
+    "HeadSplit",
     "HiddenStates",
     "Kronecker",
     "KroneckerBlock",
     "Labels",
     "Layout",
     "Masked",
+    "MaskedLM",
     "Moments",
     "NonDeterministicError",
     "NonFiniteError",
@@ -143,6 +154,7 @@ __all__ = [
     "SearchIndex",
     "Selected",
     "SentenceEncoder",
+    "Seq2SeqLM",
     "SequenceClassification",
     "Side",
     "Sketch",
@@ -181,8 +193,10 @@ __all__ = [
     "embed",
     "faiss_beside",
     "find_components",
+    "find_heads",
     "fingerprint_model",
     "flatten_batches",
+    "head_slots",
     "index_gradients",
     "keyed_words",
     "less_direction",

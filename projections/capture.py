@@ -5,157 +5,41 @@ frozen meanwhile, so autograd forms no weight gradient; to outputs that would th
 gradient a zero is added that does. A component is handed on as soon as backward
 has reached all its uses, so factors of finished layers do not pile up.
 
-Modules used several times, weights shared between modules and both kinds of gradient
-checkpointing are understood. Not handled: modules whose output is not one tensor, and
-layers whose input another operation overwrites in place (refused when it happens).
+Modules used several times, weights shared between modules, autocast and both kinds of
+gradient checkpointing are understood. Not handled: layers whose input another operation
+overwrites in place (refused when it happens).
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import register_multi_grad_hook
+from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
+from torch.utils.hooks import RemovableHandle
 
-from projections.checks import matches
 from projections.errors import NonDeterministicError, UnsupportedLayerError
-from projections.layers import RULES, Part
-from projections.layers.norm import is_rms_norm, rms_norm_part
+from projections.layers import Call, in_full_precision
+from projections.layout import Layout, Served
+from projections.lookups import watch_lookups
 from projections.per_example import (
     Component,
     Gradient,
     OuterProducts,
-    Parameter,
     Term,
-    Vectors,
     fold_examples,
     merge_terms,
 )
+from projections.replay import first_tensor, floating_tensors
 
 Observer = Callable[[Gradient], None]
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-
-
-@dataclass(frozen=True)
-class Use:
-    """How one module serves one component."""
-
-    component: Component
-    part: Part
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The components of a model, in the order of its modules, and who serves them.
-
-    Args:
-        components: By name.
-        uses: For each module with tracked parameters, its name and its uses.
-    """
-
-    components: dict[str, Component]
-    uses: dict[nn.Module, tuple[str, list[Use]]]
-
-    def num_groups(self, name: str) -> int:
-        """Return how many linear maps a component is: the groups of a convolution."""
-        modules = [
-            m for m, (_, found) in self.uses.items() for u in found if u.component.name == name
-        ]
-        return getattr(modules[0], "groups", 1)
-
-    @property
-    def num_parameters(self) -> int:
-        """Number ``d`` of tracked parameters."""
-        return sum(component.size for component in self.components.values())
-
-
-def find_components(
-    model: nn.Module,
-    layers: str | Sequence[str] | None = None,
-    *,
-    kinds: Collection[str] | None = None,
-) -> Layout:
-    """Return the components that a model's trainable parameters make.
-
-    Args:
-        model: The model; parameters that do not require gradients are left out.
-        layers: Patterns such as ``"*.mlp.*"``; a module counts if its name, or the name
-            of one of its parameters, matches one of them. Default: all.
-        kinds: Kinds of components to keep, of those in `Component`; modules that no rule
-            covers are then left out. Default: all.
-
-    Raises:
-        UnsupportedLayerError: A trainable layer has no rule.
-        ValueError: Nothing is left.
-
-    Example:
-        >>> layout = find_components(nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3)))
-        >>> list(layout.components), layout.num_parameters
-        (['0', '1.weight', '1.bias'], 15)
-    """
-    patterns = [layers] if isinstance(layers, str) else layers
-    names: dict[int, str] = {}
-    matching = set()
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if parameter.requires_grad:
-            names.setdefault(id(parameter), name)  # a tied parameter has several; the first counts
-            if patterns is None or matches(name, patterns):
-                matching.add(id(parameter))
-    names = {key: name for key, name in names.items() if key in matching}
-    sharing = Counter(
-        id(parameter)
-        for module in model.modules()
-        for parameter in module.parameters(recurse=False)
-        if id(parameter) in names
-    )
-    components: dict[str, Component] = {}
-    uses: dict[nn.Module, tuple[str, list[Use]]] = {}
-    for module_name, module in model.named_modules():
-        own = {
-            attribute: parameter
-            for attribute, parameter in module.named_parameters(recurse=False)
-            if id(parameter) in names
-        }
-        if not own:
-            continue
-        found: list[Use] = []
-        if kinds is not None and not _has_rule(module):
-            continue
-        for part in _split_shared(_parts(module_name, module, set(own)), own, sharing):
-            parameters = tuple(
-                Parameter(names[id(own[attribute])], shape)
-                for attribute, shape in zip(part.attributes, part.shapes, strict=True)
-            )
-            first = parameters[0].name
-            name = first if part.kind == "vector" else first.rpartition(".")[0]
-            component = components.setdefault(name, Component(name, parameters, part.kind))
-            if component.kind != part.kind:
-                components[name] = replace(component, kind="mixed")
-            if component.parameters != parameters:
-                raise UnsupportedLayerError(
-                    f"modules that share a weight must use it in the same layout. {name!r} and "
-                    f"{module_name!r} do not. Freeze one with `requires_grad_(False)`."
-                )
-            found.append(Use(component, part))
-        uses[module] = (module_name, found)
-    if kinds is not None:
-        components = {n: c for n, c in components.items() if c.kind in kinds}
-        uses = {
-            module: (name, [use for use in found if use.component.name in components])
-            for module, (name, found) in uses.items()
-        }
-    uses = {module: (name, found) for module, (name, found) in uses.items() if found}
-    if not components:
-        raise ValueError(
-            "the model must have at least one trainable parameter"
-            + (f" in a layer that matches {patterns}" if patterns else "")
-            + (f" of the kinds {sorted(kinds)}" if kinds else "")
-            + ". Got none. Check `requires_grad` and the names in `model.named_modules()`."
-        )
-    return Layout(components, uses)
 
 
 def check_evaluation_mode(model: nn.Module) -> None:
@@ -186,6 +70,7 @@ class Capture:
         layout: Its components, from `find_components`.
 
     Example:
+        >>> from projections import find_components
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
         >>> capture = Capture(model, find_components(model))
         >>> norms = {}
@@ -202,10 +87,16 @@ class Capture:
     _input_keys: dict[tuple[Any, ...], int] = field(default_factory=dict)
     _expected: Counter[str] = field(default_factory=Counter)
     _received: dict[str, list[Term]] = field(default_factory=lambda: defaultdict(list))
+    _arrived: Counter[str] = field(default_factory=Counter)
     _without_graph: set[str] = field(default_factory=set)
     _emitted: set[str] = field(default_factory=set)
     _in_backward: bool = False
+    _replaying: bool = False
     _observe: Observer | None = None
+
+    def __post_init__(self) -> None:
+        """Look up the components as layers give them."""
+        self._wholes = self.layout.wholes
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
@@ -215,9 +106,10 @@ class Capture:
         try:
             for parameter in frozen:
                 parameter.requires_grad_(False)
-            for module in self.layout.uses:
-                handles.append(module.register_forward_hook(self._after_forward))
-            yield
+            for module, served in self.layout.served:
+                handles += self._hook(module, served)
+            with differentiable_kernels(self.model):
+                yield
         finally:
             for handle in handles:
                 handle.remove()
@@ -252,6 +144,7 @@ class Capture:
         """
         self._in_backward, self._observe = True, observe
         self._emitted.clear()
+        self._arrived.clear()
         try:
             if losses.requires_grad:
                 losses.sum().backward(retain_graph=again)
@@ -272,45 +165,133 @@ class Capture:
         """Whether a layer ran without a graph in the last forward, to be run again later."""
         return bool(self._without_graph)
 
-    def _after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """Keep the input, and wait for the gradient of the output."""
-        name, uses = self.layout.uses[module]
-        if not isinstance(output, Tensor) or not args or not isinstance(args[0], Tensor):
-            raise UnsupportedLayerError(
-                f"a layer must take a tensor as its first argument and return a tensor. {name!r} "
-                "does not. Leave it out with `layers=[...]` or `requires_grad_(False)`."
-            )
-        if not self._in_backward:
-            self._expected.update(use.component.name for use in uses)
-        if not torch.is_grad_enabled():
-            # The first forward of a checkpointed segment; the second one counts.
-            self._without_graph.update(use.component.name for use in uses)
+    def _hook(self, module: nn.Module, served: Served) -> list[RemovableHandle]:
+        """Watch the calls of one module."""
+        if not served.looks_up:
+            after = self._after_layer if served.terms is None else self._after_call
+            hook = partial(after, served)
+            return [module.register_forward_hook(hook, with_kwargs=True)]
+        return watch_lookups(
+            module, lambda ids, rows: self._after_layer(served, module, (ids,), {}, rows)
+        )
+
+    def _after_layer(
+        self, served: Served, module: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Any
+    ) -> Any:
+        """Keep the first input of a layer, and wait for the gradient of its output."""
+        inputs = first_tensor(args, kwargs)
+        if self._replaying or not self._counts(served):
             return None
-        replaced = output
-        if len(output) == 1 and self._num_examples > 1:
-            # What is computed once for the whole batch (position embeddings) is expanded, so
-            # that its gradient still knows the examples apart.
-            replaced = output.expand(self._num_examples, *output.shape[1:])
-        if not replaced.requires_grad:
-            # Adding a zero that wants a gradient is what makes backward come this far.
-            replaced = replaced + torch.zeros_like(output[:0].sum(), requires_grad=True)
-        inputs = args[0].detach()
-        if len(inputs) == 1 and self._num_examples > 1:
-            inputs = inputs.expand(self._num_examples, *inputs.shape[1:])
+        if not isinstance(output, Tensor) or inputs is None:
+            raise UnsupportedLayerError(
+                "a layer must take a tensor as its first argument and return a tensor. "
+                f"{served.name!r} does not. Leave it out with `layers=[...]` or "
+                "`requires_grad_(False)`."
+            )
+        self._check_axes(served, output)
+        axes = served.axes
+        replaced = _wanting_gradient(self._repeated(output, axes and axes.outputs[0]))
+        inputs = self._repeated(inputs.detach(), axes and axes.first_input)
         version = inputs._version
         key = None if self._in_backward else self._input_key(inputs)
 
         def keep(grads: Tensor) -> None:
             if inputs._version != version:
-                raise UnsupportedLayerError(
-                    f"the input of a layer must stay as it is until backward. That of {name!r} was "
-                    "overwritten in place. Make that operation out of place "
-                    "(`x = x + y` for `x += y`, `inplace=False`)."
-                )
-            self._receive(module, uses, inputs, grads.detach(), key)
+                raise _overwritten(served.name)
+            terms = self._layer_terms(served, module, inputs, grads.detach(), key)
+            self._receive(served, terms)
 
         replaced.register_hook(keep)
         return None if replaced is output else replaced
+
+    def _after_call(
+        self, served: Served, module: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Any
+    ) -> Any:
+        """Keep all arguments of a call, and wait for the gradients of all it gave."""
+        if self._replaying or not self._counts(served):
+            return None
+        leaves, structure = tree_flatten(output)
+        places = floating_tensors(leaves)
+        for number, place in enumerate(places):
+            axis = served.axes and served.axes.outputs[number]
+            leaves[place] = _wanting_gradient(self._repeated(leaves[place], axis))
+        kept = tree_map_only(Tensor, torch.Tensor.detach, (args, kwargs))
+        versions = [t._version for t in tree_flatten(kept)[0] if isinstance(t, Tensor)]
+        context = _autocast_now(self._device)
+
+        def keep(grads: Sequence[Tensor | None]) -> None:
+            if versions != [t._version for t in tree_flatten(kept)[0] if isinstance(t, Tensor)]:
+                raise _overwritten(served.name)
+            call = Call(
+                self._num_examples,
+                *kept,
+                output_grads=[None if grad is None else grad.detach() for grad in grads],
+            )
+            self._check_call(served, call)
+            assert served.terms is not None
+            self._replaying = True
+            try:
+                with context():
+                    terms = served.terms(module, served.uses, call)
+            finally:
+                self._replaying = False
+            self._receive(served, terms)
+
+        if len(places) == 1:
+            leaves[places[0]].register_hook(lambda grad: keep([grad]))
+        elif places:
+            register_multi_grad_hook([leaves[place] for place in places], keep)
+            for place in places:
+                # Such a hook does not see the root of a graph, as which checkpointing may start.
+                leaves[place] = leaves[place].view_as(leaves[place])
+        return tree_unflatten(leaves, structure)
+
+    def _counts(self, served: Served) -> bool:
+        """Count a call, and tell whether it has a graph to wait for."""
+        names = {use.component.name for use in served.uses}
+        if not self._in_backward:
+            self._expected.update(names)
+        if torch.is_grad_enabled():
+            return True
+        # The first forward of a checkpointed segment; the second one counts.
+        self._without_graph.update(names)
+        return False
+
+    def _repeated(self, tensor: Tensor, axis: int | None) -> Tensor:
+        """Return what was computed once for the whole batch once an example.
+
+        Its gradient then still knows the examples apart.
+        """
+        if axis or self._num_examples <= 1 or not tensor.dim() or len(tensor) != 1:
+            return tensor
+        return tensor.expand(self._num_examples, *tensor.shape[1:])
+
+    def _check_axes(self, served: Served, output: Tensor) -> None:
+        """Refuse an output without examples that cannot be repeated for each of them."""
+        shared = served.axes is not None and served.axes.outputs[:1] == (None,)
+        if shared and len(output) != 1 and self._num_examples > 1:
+            raise UnsupportedLayerError(
+                "a layer's output must have the examples in every batch, or one row for all. "
+                f"{served.name!r} had one row and now gives {tuple(output.shape)}. Call it with a "
+                "batch axis, or leave it out with `layers=[...]` or `requires_grad_(False)`."
+            )
+
+    def _check_call(self, served: Served, call: Call) -> None:
+        """Refuse the gradient of an output that has no examples, beside others that have."""
+        axes = served.axes.outputs if served.axes is not None else ()
+        for axis, grad in zip(axes, call.output_grads, strict=False):
+            if axis is None and grad is not None and len(grad) != call.num_examples:
+                raise UnsupportedLayerError(
+                    "what a module gives must have the examples on an axis. An output of "
+                    f"{served.name!r} of shape {tuple(grad.shape)} does not, and the loss depends "
+                    "on it. Leave the module out with `layers=[...]` or `requires_grad_(False)`."
+                )
+
+    @property
+    def _device(self) -> str:
+        """Type of the model's device."""
+        parameter = next(self.model.parameters(), None)
+        return "cpu" if parameter is None else parameter.device.type
 
     def _input_key(self, inputs: Tensor) -> int:
         """Return the number of a tensor among those that layers read in this forward."""
@@ -318,81 +299,153 @@ class Capture:
         place = (inputs.data_ptr(), tuple(inputs.shape), inputs.stride(), inputs._version)
         return self._input_keys.setdefault(place, len(self._input_keys))
 
-    def _receive(
+    def _layer_terms(
         self,
+        served: Served,
         module: nn.Module,
-        uses: list[Use],
         inputs: Tensor,
         grads: Tensor,
         key: int | None,
-    ) -> None:
-        """Make the terms of one use, and hand on components that are complete."""
-        name = self.layout.uses[module][0]
-        count = self._num_examples
-        if len(grads) % count:
-            raise UnsupportedLayerError(
-                f"the first axis of a layer's output must hold the {count} examples of the "
-                f"batch. {name!r} gives {tuple(grads.shape)}."
-            )
-        if inputs.is_floating_point() and inputs.dtype != grads.dtype:
-            inputs = inputs.to(grads.dtype)
-        for use in uses:
-            component = use.component.name
+    ) -> list[tuple[Component, Term]]:
+        """Make the terms of one use of a layer by its rule."""
+        if served.axes is not None and served.axes.outputs[0]:
+            # Positions before examples, as torch's own sequence layers have them.
+            inputs = inputs.movedim(served.axes.first_input or 0, 0)
+            grads = grads.movedim(served.axes.outputs[0], 0)
+        inputs, grads = in_full_precision(module, inputs, grads)
+        terms = []
+        for use in served.uses:
+            assert use.part.make_term is not None
             term = use.part.make_term(use.component, module, inputs, grads)
-            if len(grads) != count:
-                # Examples and positions were flattened into one axis; preflight checks the order.
-                term = fold_examples(term, count)
             if isinstance(term, OuterProducts) and term.inputs.data_ptr() == inputs.data_ptr():
                 term = replace(term, input_key=key)
-            self._received[component].append(term)
-            if len(self._received[component]) == self._expected[component]:
-                self._emit(component)
+            terms.append((use.component, term))
+        return terms
+
+    def _receive(self, served: Served, terms: Sequence[tuple[Component, Term]]) -> None:
+        """Keep the terms of one use, and hand on components that are complete."""
+        count = self._num_examples
+        for component, term in terms:
+            rows = term.num_rows
+            if rows != count and (count == 0 or rows % count):
+                raise UnsupportedLayerError(
+                    f"the first axis of a layer's output must hold the {count} examples of the "
+                    f"batch. {served.name!r} gives {rows} rows."
+                )
+            if rows != count:
+                # Examples and positions were flattened into one axis; preflight checks the order.
+                term = fold_examples(term, count)
+            self._received[component.name].append(term)
+        for name in {component.name for component, _ in terms}:
+            self._arrived[name] += 1
+            if self._arrived[name] == self._expected[name]:
+                self._emit(name)
 
     def _emit(self, name: str) -> None:
-        """Hand one component to the observer."""
+        """Hand one component, or the heads it has, to the observer."""
         assert self._observe is not None
         terms = self._received.pop(name)
         self._emitted.add(name)
         with torch.no_grad():
-            self._observe(merge_terms(self.layout.components[name], terms))
+            gradient = merge_terms(self._wholes[name], terms)
+            if name not in self.layout.heads:
+                self._observe(gradient)
+            for part in self.layout.heads.get(name, ()):
+                self._observe(part.take(gradient))
 
 
-def _parts(name: str, module: nn.Module, attributes: set[str]) -> list[Part]:
-    """Look up the rule of a module."""
-    if is_rms_norm(module):
-        return rms_norm_part(next(module.parameters()).numel())
-    return RULES.parts(name, module, attributes)
+def check_complete(model: nn.Module, layout: Layout, run: Callable[[], Tensor]) -> None:
+    """Compare the captured gradient of one example with autograd's.
+
+    They differ where a weight is used behind its layer's back. Not compared under reentrant
+    checkpointing, where autograd gives no such gradient.
+
+    Args:
+        model: The model.
+        layout: Its components.
+        run: Runs the model on one example and returns its loss.
+
+    Raises:
+        UnsupportedLayerError: Names the first component whose gradients differ.
+    """
+    whole = replace(layout, components=layout.wholes, heads={})
+    found: dict[str, Tensor] = {}
+    capture = Capture(model, whole)
+    with capture.hooks():
+        losses = capture.forward(run, 1)
+        capture.backward(losses, lambda g: found.update({g.component.name: g.sq_norms.sum()}))
+    if capture.ran_without_graph:
+        return
+    expected = _autograd_norms(model, whole, run)
+    if not expected:
+        return
+    scale = max(float(value) for value in expected.values())
+    tolerance = 10 * torch.finfo(next(model.parameters()).dtype).eps ** 0.5
+    for name, value in expected.items():
+        truth, own = float(value), float(found.get(name, value * 0).clamp(min=0).sqrt())
+        if abs(truth - own) > tolerance * (truth + 1e-3 * max(scale, 1)):
+            raise UnsupportedLayerError(
+                "a weight must be used by its layer's own forward and nothing else. That of "
+                f"{name!r} is not: the gradient of an example has the norm {truth:.6g} in all "
+                f"and {own:.6g} through the layer. Leave it out with `layers=[...]` or "
+                "`requires_grad_(False)`, or call the layer where its weight is used."
+            )
 
 
-def _has_rule(module: nn.Module) -> bool:
-    """Tell whether a module's own parameters can be covered."""
-    return is_rms_norm(module) or RULES.knows(module)
+def _autograd_norms(
+    model: nn.Module, layout: Layout, run: Callable[[], Tensor]
+) -> dict[str, Tensor]:
+    """Return the norm of each component's gradient; nothing if the loss has no graph."""
+    parameters = dict(model.named_parameters())
+    parts = [(c.name, parameters[p.name]) for c in layout.components.values() for p in c.parameters]
+    with torch.enable_grad():
+        loss = run().sum()
+        if not loss.requires_grad:
+            return {}
+        grads = torch.autograd.grad(loss, [p for _, p in parts], allow_unused=True)
+    squares = dict.fromkeys(layout.components, torch.zeros((), device=loss.device))
+    for (name, _), grad in zip(parts, grads, strict=True):
+        if grad is not None:
+            squares[name] = squares[name] + grad.to(loss.dtype).square().sum()
+    return {name: square.sqrt() for name, square in squares.items()}
 
 
-def _split_shared(
-    parts: list[Part], own: dict[str, nn.Parameter], sharing: Counter[int]
-) -> list[Part]:
-    """Take weight and bias apart where one of them is shared with another module."""
-    split: list[Part] = []
-    for part in parts:
-        shared = [sharing[id(own[attribute])] > 1 for attribute in part.attributes]
-        if len(part.attributes) == 2 and any(shared):
-            (weight, bias), (weight_shape, bias_shape) = part.attributes, part.shapes
-            split.append(Part((weight,), (weight_shape,), part.make_term))
-            split.append(Part((bias,), (bias_shape,), _bias_of(part), kind="vector"))
-        else:
-            split.append(part)
-    return split
+@contextmanager
+def differentiable_kernels(model: nn.Module) -> Iterator[None]:
+    """Keep torch from kernels that it takes where no parameter wants a gradient.
+
+    The fast path of attention calls no layers, and cuDNN's recurrent layers have no
+    backward in evaluation mode.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
+    cudnn = torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        with cudnn:
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _bias_of(part: Part) -> Callable[[Component, nn.Module, Tensor, Tensor], Term]:
-    """Return the rule of the bias of a part that was taken apart."""
+def _wanting_gradient(output: Tensor) -> Tensor:
+    """Return an output that backward will come to."""
+    if output.requires_grad:
+        return output
+    return output + torch.zeros_like(output[:0].sum(), requires_grad=True)
 
-    def make_term(
-        component: Component, module: nn.Module, inputs: Tensor, output_grads: Tensor
-    ) -> Term:
-        term = part.make_term(component, module, inputs, output_grads)
-        assert isinstance(term, OuterProducts)
-        return Vectors(component, term.bias_vector.reshape(len(output_grads), -1))
 
-    return make_term
+def _overwritten(name: str) -> UnsupportedLayerError:
+    """Say that the input of a layer has changed."""
+    return UnsupportedLayerError(
+        f"the input of a layer must stay as it is until backward. That of {name!r} was "
+        "overwritten in place. Make that operation out of place "
+        "(`x = x + y` for `x += y`, `inplace=False`)."
+    )
+
+
+def _autocast_now(device: str) -> Callable[[], Any]:
+    """Return the context of autocast that this forward runs in, to be entered again."""
+    enabled = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device)
+    return lambda: torch.autocast(device, dtype=dtype, enabled=enabled)

@@ -34,8 +34,15 @@ def check_patterns(name: str, patterns: Sequence[str]) -> None:
 
 def matches(name: str, patterns: Sequence[str]) -> bool:
     """Tell whether a parameter, or the module that owns it, matches one of the patterns."""
-    owner = name.rpartition(".")[0]
-    return any(fnmatchcase(name, p) or fnmatchcase(owner, p) for p in patterns)
+    return name_matches(name, patterns) or name_matches(name.rpartition(".")[0], patterns)
+
+
+def name_matches(name: str, patterns: Sequence[str]) -> bool:
+    """Tell whether a name matches one of the patterns.
+
+    Brackets in a pattern may also be those of an attention head, as in ``"c_attn[q,3]"``.
+    """
+    return any(fnmatchcase(name, p) or fnmatchcase(name, p.replace("[", "[[]")) for p in patterns)
 
 
 def check_not_empty(name: str, length: int) -> None:

@@ -132,4 +132,5 @@ def describe_rows(task: Task, projector: Projector, settings: PassSettings) -> d
         "projector": describe(projector),
         "layers": list(settings.layers) if settings.layers is not None else None,
         "kinds": list(settings.kinds) if settings.kinds is not None else None,
+        **settings.describe_gradients(),
     }

@@ -8,7 +8,7 @@ or returned as one table. Values stay on the model's device until their shard is
 """
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -16,22 +16,25 @@ import torch
 from torch import Tensor
 
 from projections.base import Accumulator, Batch, Column, Table
-from projections.capture import Capture, Layout, check_evaluation_mode, find_components
-from projections.checks import check_at_least
+from projections.capture import Capture, check_complete, check_evaluation_mode
+from projections.checks import check_at_least, check_one_of
 from projections.columns import GradientNorm
 from projections.data import Rows, as_rows, shard_ranges
 from projections.errors import (
     NonDeterministicError,
     NonFiniteError,
     StoreMismatchError,
-    UnsupportedLayerError,
 )
+from projections.heads import HeadSplit
 from projections.labels import Labels
+from projections.layout import Layout, find_components
 from projections.per_example import Gradient
 from projections.progress import track
 from projections.task import Task, to_device
+from projections.tracing import trace
 
 NUM_NAMED = 10  # ids that a message lists
+NUM_TRACED = 8  # rows of which the longest and the shortest are traced
 
 
 @runtime_checkable
@@ -76,6 +79,9 @@ class PassSettings:
         shard_size: Rows read, and kept safe, at a time.
         layers: Patterns of the components to look at, as in `find_components`.
         kinds: Kinds of the components to look at, likewise.
+        heads: Layers that are taken apart by attention head, as from `find_heads`.
+        autocast: ``"bfloat16"`` to run the model under autocast. Gradients are then in the
+            precision of the parameters, and as exact as the model's activations.
     """
 
     batch_size: int = 32
@@ -83,13 +89,24 @@ class PassSettings:
     shard_size: int = 1024
     layers: tuple[str, ...] | None = None
     kinds: tuple[str, ...] | None = None
+    heads: tuple[HeadSplit, ...] = ()
+    autocast: str | None = None
 
     def __post_init__(self) -> None:
         """Check the arguments."""
         check_at_least("batch_size", self.batch_size, 1)
         check_at_least("shard_size", self.shard_size, 1)
+        if self.autocast is not None:
+            check_one_of("autocast", self.autocast, ("bfloat16",))
         if self.max_tokens is not None:
             check_at_least("max_tokens", self.max_tokens, 1)
+
+    def describe_gradients(self) -> dict[str, Any]:
+        """Return as JSON values what changes gradients beside the choice of components."""
+        heads = [asdict(split) | {"slots": list(split.slots)} for split in self.heads]
+        return ({"heads": heads} if heads else {}) | (
+            {"autocast": self.autocast} if self.autocast else {}
+        )
 
 
 def run_pass(
@@ -250,7 +267,10 @@ class _Walk:
         self.layout: Layout | None = None
         if self.accumulators or any(column.needs_gradients for column in self.columns):
             self.layout = find_components(
-                self.task.model, self.settings.layers, kinds=self.settings.kinds
+                self.task.model,
+                self.settings.layers,
+                kinds=self.settings.kinds,
+                heads=self.settings.heads,
             )
 
     def shard(self, positions: Sequence[int]) -> Table:
@@ -283,23 +303,34 @@ class _Walk:
             UnsupportedLayerError: Autograd finds another gradient than the layers' rules.
         """
         what = self._what_is_checked()
-        if what not in self.task.checked:
-            self._compare()
-            self.task.checked.add(what)
+        layout = self.task.checked.get(what)
+        modules = set(self.task.model.modules())
+        if what in self.task.checked and (layout is None or layout.uses.keys() <= modules):
+            self.layout = layout
+            return
+        self._compare()
+        self.task.checked[what] = self.layout
 
     def _what_is_checked(self) -> Hashable:
         """Return what the outcome of the comparison hangs on, beside the data."""
         model, settings = self.task.model, self.settings
         modes = tuple((type(module), module.training) for module in model.modules())
         tracked = tuple(parameter.requires_grad for parameter in model.parameters())
-        chosen = (self.layout is not None, settings.layers, settings.kinds)
+        chosen = (self.layout is not None, settings.layers, settings.kinds, settings.heads)
         losses = getattr(self.task.losses, "__func__", self.task.losses)
         return losses, chosen, modes, tracked
 
     def _compare(self) -> None:
-        """Compare two examples in one batch with each of them alone."""
+        """Compare two examples in one batch with each of them alone, in full precision."""
         shown = range(min(2, len(self.rows)))
         examples = self.task.encode(self.rows.fetch(shown))
+        if self.layout is not None:
+            # Of different lengths, so that there is a mask where there ever is one.
+            several = self.task.encode(self.rows.fetch(range(min(NUM_TRACED, len(self.rows)))))
+            ends = [choose(several, key=self.task.size) for choose in (max, min)]
+            self.layout = trace(
+                self.layout, self.task.model, lambda count: self._only_run(ends * count)
+            )
         together = self._probe(examples)
         alone = [self._probe([example]) for example in examples]
         for kind, values in together.items():
@@ -316,53 +347,20 @@ class _Walk:
                     "statistics; keep the examples on the first axis."
                 )
         if self.layout is not None:
-            self._check_complete(self.layout, examples[:1])
+            batch = to_device(self.task.collate(examples[:1]), self.task.device)
+            check_complete(
+                self.task.model, self.layout, lambda: self.task.statistics(batch)["loss"]
+            )
 
-    def _check_complete(self, layout: Layout, examples: list[Any]) -> None:
-        """Compare the captured gradient of one example with autograd's.
-
-        They differ where a weight is used behind its layer's back, as by fused attention.
-        Not compared under reentrant checkpointing, where autograd gives no such gradient.
-        """
-        model = self.task.model
-        batch = to_device(self.task.collate(examples), self.task.device)
-        found: dict[str, Tensor] = {}
-        capture = Capture(model, layout)
-        with capture.hooks():
-            losses = capture.forward(lambda: self.task.statistics(batch)["loss"], 1)
-            capture.backward(losses, lambda g: found.update({g.component.name: g.sq_norms.sum()}))
-        if capture.ran_without_graph:
-            return
-        parameters = dict(model.named_parameters())
-        parts = [
-            (c.name, parameters[p.name]) for c in layout.components.values() for p in c.parameters
-        ]
-        with torch.enable_grad():
-            loss = self.task.statistics(batch)["loss"].sum()
-            if not loss.requires_grad:
-                return
-            grads = torch.autograd.grad(loss, [p for _, p in parts], allow_unused=True)
-        expected = dict.fromkeys(layout.components, torch.zeros((), device=loss.device))
-        for (name, _), grad in zip(parts, grads, strict=True):
-            if grad is not None:
-                expected[name] = expected[name] + grad.to(loss.dtype).square().sum()
-        scale = float(torch.stack([value.sqrt() for value in expected.values()]).max())
-        tolerance = 10 * torch.finfo(next(model.parameters()).dtype).eps ** 0.5
-        for name, value in expected.items():
-            truth, own = float(value.sqrt()), float(found.get(name, value * 0).clamp(min=0).sqrt())
-            if abs(truth - own) > tolerance * (truth + 1e-3 * max(scale, 1)):
-                raise UnsupportedLayerError(
-                    "a weight must be used by its layer's own forward and nothing else. That of "
-                    f"{name!r} is not: the gradient of an example has the norm {truth:.6g} in all "
-                    f"and {own:.6g} through the layer. Leave it out with `layers=[...]` or "
-                    "`requires_grad_(False)`, or call the layer where its weight is used."
-                )
+    def _only_run(self, examples: list[Any]) -> None:
+        """Run the model on a few examples."""
+        self.task.statistics(to_device(self.task.collate(examples), self.task.device))
 
     def _probe(self, examples: list[Any]) -> dict[str, Tensor]:
         """Return losses and gradient norms of a few examples, as on the model's precision."""
         batch = to_device(self.task.collate(examples), self.task.device)
         norm = [GradientNorm()] if self.layout else []
-        record = self._run(batch, np.arange(len(examples)), norm, [], Labels())
+        record = self._run(batch, np.arange(len(examples)), norm, [], Labels(), autocast=False)
         probe = {"loss": record.statistics["loss"]}
         if norm:
             probe["gradient norm"] = norm[0].values(record)
@@ -377,15 +375,20 @@ class _Walk:
         columns: Sequence[Column],
         accumulators: Sequence[Accumulator],
         labels: Labels,
+        *,
+        autocast: bool = True,
     ) -> Batch:
         """Run one forward and, where anyone wants gradients, a backward for each draw."""
         count = self.task.num_examples(batch)
         mask = self.task.token_mask(batch)
+        shortened = autocast and self.settings.autocast is not None
+        precision = torch.autocast(self.task.device.type, torch.bfloat16, enabled=shortened)
         if self.layout is None:
-            with torch.no_grad():
+            with torch.no_grad(), precision:
                 statistics = self._statistics(batch, count)
             return Batch(ids, self.task.device, statistics["loss"].dtype, mask, statistics)
 
+        @precision
         def compute() -> tuple[list[Tensor], Mapping[str, Tensor]]:
             if labels.kind == "data":
                 statistics = self._statistics(batch, count)

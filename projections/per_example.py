@@ -32,12 +32,18 @@ class Parameter:
 
     Args:
         name: Its name in ``model.named_parameters()``.
+            A part of one has the part's name in brackets behind it.
         shape: ``(o, i)`` for a weight, ``(o,)`` for a bias, also where a layer stores
             its weight in another shape.
     """
 
     name: str
     shape: tuple[int, ...]
+
+    @property
+    def whole_name(self) -> str:
+        """The name in ``model.named_parameters()`` of which this may be a part."""
+        return self.name.partition("[")[0]
 
     @property
     def size(self) -> int:
@@ -52,8 +58,10 @@ class Component:
     Args:
         name: Name of the module, or of the parameter for a vector.
         parameters: What it is made of: a weight and perhaps a bias, a table, or a vector.
-        kind: ``"linear"``, ``"table"`` or ``"vector"``, and ``"mixed"`` for a weight that
-            serves both as a linear map and as a table.
+        kind: ``"linear"``, ``"table"`` or ``"vector"``; ``"mixed"`` for a weight that
+            serves both as a linear map and as a table; ``"transposed"`` for a linear map
+            whose factors are exchanged; ``"replayed"`` for what no rule knows, whose
+            gradient is formed.
     """
 
     name: str
@@ -100,6 +108,11 @@ class OuterProducts:
     inputs: Float[Tensor, "n *r t i"]
     output_grads: Float[Tensor, "n *r t o"]
     input_key: int | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """Length of the first axis."""
+        return len(self.inputs)
 
     @property
     def has_bias(self) -> bool:
@@ -191,6 +204,11 @@ class TableRows:
     ids: Int[Tensor, "n t"]
     output_grads: Float[Tensor, "n t o"]
 
+    @property
+    def num_rows(self) -> int:
+        """Length of the first axis."""
+        return len(self.ids)
+
     def blocks(self) -> list[Float[Tensor, "n ..."]]:
         """Return the whole table; for tests and small vocabularies only."""
         (table,) = self.component.parameters
@@ -215,6 +233,11 @@ class Vectors:
 
     component: Component
     values: Float[Tensor, "n o"]
+
+    @property
+    def num_rows(self) -> int:
+        """Length of the first axis."""
+        return len(self.values)
 
     def pieces(self) -> Iterator[Piece]:
         """Yield the gradient, which is small, as one piece."""
@@ -242,6 +265,11 @@ class Formed:
 
     component: Component
     values: tuple[Float[Tensor, "n ..."], ...]
+
+    @property
+    def num_rows(self) -> int:
+        """Length of the first axis."""
+        return len(self.values[0])
 
     def blocks(self) -> list[Float[Tensor, "n ..."]]:
         """Return the gradient of each parameter."""

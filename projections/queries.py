@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from projections.base import Projector
-from projections.capture import find_components
 from projections.columns import Sketch
 from projections.indexing import describe_rows
+from projections.layout import find_components
 from projections.passes import PassSettings, run_pass
 from projections.per_example import Formed, Gradient, Parameter
 from projections.records import read_dataset
@@ -70,9 +70,15 @@ def project_gradients(
         settings: With the layers of the store.
 
     Raises:
-        ValueError: A parameter is missing or unknown, or a gradient has another shape.
+        ValueError: A parameter is missing or unknown, a gradient has another shape, or the
+            store has attention heads as components.
     """
     settings = settings or PassSettings()
+    if settings.heads:
+        raise ValueError(
+            "`settings` must not take layers apart by head: gradients that come from elsewhere are "
+            "whole. Use `query_rows`, which computes them."
+        )
     layout = find_components(task.model, settings.layers, kinds=settings.kinds)
     shapes = {name: tuple(value.shape) for name, value in task.model.named_parameters()}
     wanted = {p.name for component in layout.components.values() for p in component.parameters}

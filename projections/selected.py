@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from projections.base import Projector
-from projections.checks import check_patterns, matches
+from projections.checks import check_patterns, matches, name_matches
 from projections.fingerprint import describe
 from projections.per_example import Component, Gradient
 
@@ -49,7 +49,8 @@ class Selected:
 
     def keeps(self, component: Component) -> bool:
         """Tell whether a component is projected."""
-        return any(matches(parameter.name, self.patterns) for parameter in component.parameters)
+        own = name_matches(component.name, self.patterns)
+        return own or any(matches(p.name, self.patterns) for p in component.parameters)
 
     def project(self, gradient: Gradient, out: Float[Tensor, "n k"]) -> None:
         """Add the projection of one component, if it is one of the chosen.

@@ -39,7 +39,8 @@ class Task:
     def __init__(self, model: nn.Module) -> None:
         """Keep the model; nothing about it is changed."""
         self.model = model
-        self.checked: set[Hashable] = set()  # what a pass has compared with single examples
+        # What a pass has compared with single examples, and the layout that came of it.
+        self.checked: dict[Hashable, Any] = {}
 
     def encode(self, rows: Sequence[Any]) -> list[Any]:
         """Turn rows into examples, for instance text into tokens."""

@@ -3,7 +3,8 @@
 The forward and backward are the caller's own, in training mode and with trainable
 parameters; nothing runs a second time. Each use of a layer is handed on as a term as soon
 as backward has reached it, so what is linear in gradients can be read off. Both kinds of
-gradient checkpointing are understood. Not handled: what `Capture` refuses.
+gradient checkpointing are understood. Not handled: what `Capture` refuses, and what it would
+run a second time (torch's attention, modules without a rule), since dropout may be on.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from projections.capture import BATCH_NORMS, Layout
+from projections.capture import BATCH_NORMS
 from projections.errors import NonDeterministicError, UnsupportedLayerError
+from projections.layout import Layout
 from projections.per_example import Term, fold_examples
 
 BeginForward = Callable[[tuple[Any, ...], dict[str, Any]], int]
@@ -56,6 +58,20 @@ class Watch:
     _num_examples: int = 0
     _paused: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuse layers whose gradients need a second run.
+
+        Raises:
+            UnsupportedLayerError: Names the first such layer.
+        """
+        for served in self.layout.uses.values():
+            if served.terms is not None or served.looks_up:
+                raise UnsupportedLayerError(
+                    "a layer that is watched while it trains must have a rule for what goes in and "
+                    f"comes out. {served.name!r} would have to run again. Leave it out with "
+                    "`layers=[...]` or `requires_grad_(False)`."
+                )
+
     @contextmanager
     def hooks(self) -> Iterator[None]:
         """Hook the layers; take the hooks off at the end.
@@ -95,7 +111,7 @@ class Watch:
             return None  # an evaluation, or the first forward of a checkpointed segment
         if not (isinstance(output, Tensor) and output.requires_grad and args):
             return None  # nothing that a gradient could be read off
-        name, count = self.layout.uses[module][0], self._num_examples
+        name, count = self.layout.uses[module].name, self._num_examples
         inputs = args[0].detach()
         # What is computed once for the whole batch is expanded, so that its gradient still
         # knows the examples apart.
@@ -118,16 +134,17 @@ class Watch:
 
     def _hand_on(self, module: nn.Module, inputs: Tensor, grads: Tensor, count: int) -> None:
         """Make the terms of one use."""
-        name, uses = self.layout.uses[module]
+        served = self.layout.uses[module]
         if len(grads) % count:
             raise UnsupportedLayerError(
                 f"the first axis of a layer's output must hold the {count} examples of the "
-                f"batch. {name!r} gives {tuple(grads.shape)}."
+                f"batch. {served.name!r} gives {tuple(grads.shape)}."
             )
         if inputs.is_floating_point() and inputs.dtype != grads.dtype:
             inputs = inputs.to(grads.dtype)
         with torch.no_grad():
-            for use in uses:
+            for use in served.uses:
+                assert use.part.make_term is not None
                 term = use.part.make_term(use.component, module, inputs, grads)
                 self.observe(term if len(grads) == count else fold_examples(term, count))
 

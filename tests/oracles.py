@@ -11,7 +11,18 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from projections import Component, Gradient, OuterProducts, Projector, TableRows, Task, Vectors
+from projections import (
+    Component,
+    Gradient,
+    Layout,
+    OuterProducts,
+    Projector,
+    TableRows,
+    Task,
+    Vectors,
+    find_components,
+)
+from projections.tracing import trace
 
 
 def gradients_one_by_one(task: Task, examples: Sequence[Any]) -> dict[str, Tensor]:
@@ -28,6 +39,15 @@ def gradients_one_by_one(task: Task, examples: Sequence[Any]) -> dict[str, Tenso
             rows[name].append(normal_form(task.model, name, grad.detach().clone()))
             parameter.grad = None
     return {name: torch.stack(values) for name, values in rows.items()}
+
+
+def traced_layout(
+    task: Task, examples: Sequence[Any], layers: Any = None, heads: Any = ()
+) -> Layout:
+    """The components of a model, as a pass has them after it has looked at some examples."""
+    layout = find_components(task.model, layers, heads=heads)
+    ends = [choose(examples, key=task.size) for choose in (max, min)]
+    return trace(layout, task.model, lambda count: task.losses(task.collate(ends * count)))
 
 
 def normal_form(model: nn.Module, name: str, tensor: Tensor) -> Tensor:

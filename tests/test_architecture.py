@@ -24,7 +24,10 @@ projections.labels          where the labels of a Fisher matrix come from
 projections.task            a model, and what the loss of an example means
 projections.tasks.categorical   losses and statistics over labels
 projections.tasks.classification  images, tables and texts
+projections.tasks.tokens    what tasks over token lists share
 projections.tasks.language  causal language models
+projections.tasks.masked    masked language models
+projections.tasks.seq2seq   encoders with decoders
 projections.tasks.regression    squared errors
 projections.tasks           ready-made tasks
 projections.layers.base     what a layer rule is
@@ -33,7 +36,13 @@ projections.layers.linear   linear layers
 projections.layers.conv     convolutions
 projections.layers.embedding    embedding tables
 projections.layers.norm     normalisation layers
+projections.layers.attention    torch's attention
 projections.layers          all rules
+projections.heads           attention heads as components of their own
+projections.lookups         look-ups inside embeddings that do more
+projections.replay          modules run again, example by example
+projections.layout          the components of a model
+projections.tracing         where the examples are
 projections.capture         gradients of every layer from one backward
 projections.watch           gradients of a training step, while it happens
 projections.columns         what a pass computes for each row

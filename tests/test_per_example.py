@@ -371,23 +371,42 @@ class Wrapped(nn.Module):
 VECTORS = [(torch.ones(4), 0), (torch.zeros(4), 1)]
 
 
-@pytest.mark.parametrize(
-    ("layer", "name"),
-    [
-        (nn.LSTM(4, 4), "LSTM"),
-        (nn.Bilinear(4, 4, 4), "Bilinear"),
-        (nn.MultiheadAttention(4, 2), "MultiheadAttention"),
-        (nn.Conv1d(4, 4, 1), "Conv1d"),
-        (nn.PReLU(), "PReLU"),
-        (nn.InstanceNorm1d(4, affine=True), "InstanceNorm1d"),
-        (nn.EmbeddingBag(4, 4), "EmbeddingBag"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_a_layer_without_a_rule_is_refused_by_name(layer: nn.Module, name: str) -> None:
-    task = Classification(Wrapped(layer).eval())
-    with pytest.raises(UnsupportedLayerError, match=rf"'layer'.*\({name}\).*has none.*Leave it"):
+class Random(nn.Module):
+    """A stray parameter and a forward that nothing can repeat."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4))
+        self.calls = 0
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls > 3:
+            raise RuntimeError("once is enough")
+        return inputs * self.scale
+
+
+def test_a_module_that_cannot_run_again_is_refused_by_name() -> None:
+    task = Classification(Wrapped(Random()).eval())
+    message = r"must run again.*'layer' \(Random\) does not: once is enough.*Leave it out"
+    with pytest.raises(UnsupportedLayerError, match=message):
         run_pass(task, VECTORS, [GradientNorm()])
+
+
+def test_an_embedding_bag_is_refused_by_name() -> None:
+    message = r"looked up by `nn.Embedding`.*Sum the rows.*The layer is .layer.\."
+    with pytest.raises(UnsupportedLayerError, match=message):
+        find_components(Wrapped(nn.EmbeddingBag(4, 4)))
+
+
+def test_an_embedding_with_more_parameters_is_refused_by_name() -> None:
+    class Biased(nn.Embedding):
+        def __init__(self) -> None:
+            super().__init__(5, 4)
+            self.bias = nn.Parameter(torch.ones(4))
+
+    with pytest.raises(UnsupportedLayerError, match=r"'layer' \(Biased\) has the parameters"):
+        find_components(Wrapped(Biased()))
 
 
 def test_a_layer_without_a_rule_may_be_frozen_or_left_out() -> None:
@@ -468,21 +487,30 @@ def test_an_embedding_that_mixes_examples_is_refused(settings: dict[str, Any]) -
         find_components(nn.Sequential(nn.Embedding(5, 4, **settings)))
 
 
-def test_examples_on_another_axis_are_refused() -> None:
-    class Positions(nn.Module):
-        """Position embeddings without a batch axis, as nanoGPT has them."""
+def test_a_layer_without_examples_in_no_module_that_has_them_is_refused() -> None:
+    class Outside(Classification):
+        def logits_and_labels(self, batch: Any) -> tuple[Tensor, Tensor]:
+            table, head = self.model.get_submodule("0"), self.model.get_submodule("1")
+            return head((batch[0][:, None] * table(torch.arange(4))).tanh().sum(1)), batch[1]
 
+    data = [(torch.ones(4), 0), (torch.arange(4.0), 1)]
+    model = nn.Sequential(nn.Embedding(4, 4), nn.Linear(4, 3))
+    with pytest.raises(UnsupportedLayerError, match=r"'0' gives one for the whole batch, in 0 "):
+        run_pass(Outside(model), data, [GradientNorm()])
+
+
+def test_examples_that_are_mixed_are_refused() -> None:
+    class Mixing(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.table, self.head = nn.Embedding(4, 4), nn.Linear(4, 3)
+            self.head = nn.Linear(4, 3)
 
         def forward(self, inputs: Tensor) -> Tensor:
-            places = self.table(torch.arange(4))
-            return self.head((inputs[:, None] * places).tanh().sum(1))
+            return self.head(inputs - inputs.mean(0))
 
     data = [(torch.ones(4), 0), (torch.arange(4.0), 1)]
     with pytest.raises(NonDeterministicError, match="keep the examples on the first axis"):
-        run_pass(Classification(Positions()), data, [GradientNorm()])
+        run_pass(Classification(Mixing()), data, [GradientNorm()])
 
 
 def test_a_weight_that_is_used_behind_its_layers_back_is_refused() -> None:

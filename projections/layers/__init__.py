@@ -1,7 +1,29 @@
 """Layer rules, one file for each kind of layer."""
 
-from projections.layers import conv, embedding, linear, norm
-from projections.layers.base import LayerRule, Part
+from projections.layers import attention, conv, embedding, linear, norm
+from projections.layers.base import (
+    Call,
+    CallRule,
+    CallTerms,
+    LayerRule,
+    Part,
+    Use,
+    in_full_precision,
+)
 from projections.layers.registry import RULES
 
-__all__ = ["RULES", "LayerRule", "Part", "conv", "embedding", "linear", "norm"]
+__all__ = [
+    "RULES",
+    "Call",
+    "CallRule",
+    "CallTerms",
+    "LayerRule",
+    "Part",
+    "Use",
+    "attention",
+    "conv",
+    "embedding",
+    "in_full_precision",
+    "linear",
+    "norm",
+]

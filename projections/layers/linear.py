@@ -40,14 +40,11 @@ def weight_term(
     component: Component, module: nn.Module, inputs: Tensor, output_grads: Tensor
 ) -> OuterProducts:
     """Return the factors, the examples on the first axis."""
-    count = len(output_grads)
-    return OuterProducts(
-        component, batch_positions(inputs, count), batch_positions(output_grads, count)
-    )
+    return OuterProducts(component, batch_positions(inputs), batch_positions(output_grads))
 
 
 def bias_term(
     component: Component, module: nn.Module, inputs: Tensor, output_grads: Tensor
 ) -> Vectors:
     """Return the output gradients summed over positions."""
-    return Vectors(component, batch_positions(output_grads, len(output_grads)).sum(1))
+    return Vectors(component, batch_positions(output_grads).sum(1))

@@ -2,9 +2,10 @@
 
 Letters: ``n`` examples, ``o`` normalised features or channels.
 
-RMSNorm layers of other libraries are recognised by what they compute: a class whose name
-ends in ``RMSNorm`` and whose output equals ``weight * x / rms(x)``, or ``(1 + weight)``
-times that, on a random input.
+RMSNorm layers of other libraries (the ``LayerNorm`` of T5 is one) are recognised by what
+they compute: a class with ``Norm`` in its name, one vector called ``weight`` and nothing
+else, whose output equals ``weight * x / rms(x)``, or ``(1 + weight)`` times that, on a
+random input.
 """
 
 from collections.abc import Callable
@@ -61,18 +62,21 @@ def rms_norm_part(size: int) -> list[Part]:
 def is_rms_norm(module: nn.Module) -> bool:
     """Tell whether a module of another library computes what RMSNorm computes."""
     weight = getattr(module, "weight", None)
-    if not type(module).__name__.endswith("RMSNorm") or not isinstance(weight, Tensor):
+    if "norm" not in type(module).__name__.lower() or not isinstance(weight, Tensor):
         return False
-    if weight.dim() != 1 or list(dict(module.named_parameters())) != ["weight"]:
+    if weight.dim() != 1 or list(module.state_dict()) != ["weight"] or any(module.children()):
         return False
     generator = torch.Generator().manual_seed(0)
     probe = torch.randn(4, len(weight), generator=generator).to(weight)
     with torch.no_grad():
-        output = module(probe)
+        try:
+            output = module(probe)
+        except Exception:  # whatever it wants, it is not an RMSNorm
+            return False
         normalized = functional.rms_norm(probe, [len(weight)], eps=1e-6)
         scales = (weight, 1 + weight)
         tolerance = 1e-3 if weight.dtype.itemsize >= 4 else 2e-2
-        return any(
+        return isinstance(output, Tensor) and any(
             torch.allclose(output, normalized * scale, rtol=tolerance, atol=tolerance)
             for scale in scales
         )
@@ -86,9 +90,7 @@ def _scaled(
     def make_term(
         component: Component, module: nn.Module, inputs: Tensor, output_grads: Tensor
     ) -> Vectors:
-        count, size = len(output_grads), component.size
-        values = (normalize(module, inputs) * output_grads).reshape(count, -1, size).sum(1)
-        return Vectors(component, values)
+        return _summed(component, module, inputs, normalize(module, inputs) * output_grads)
 
     return make_term
 
@@ -97,7 +99,9 @@ def _summed(
     component: Component, module: nn.Module, inputs: Tensor, output_grads: Tensor
 ) -> Vectors:
     """Return the gradient of an added vector."""
-    return Vectors(component, output_grads.reshape(len(output_grads), -1, component.size).sum(1))
+    positions = output_grads.numel() // max(1, len(output_grads) * component.size)
+    by_position = output_grads.reshape(len(output_grads), positions, component.size)
+    return Vectors(component, by_position.sum(1))
 
 
 def _channel_scaled(

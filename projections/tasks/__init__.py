@@ -2,6 +2,15 @@
 
 from projections.tasks.classification import Classification, SequenceClassification
 from projections.tasks.language import CausalLM
+from projections.tasks.masked import MaskedLM
 from projections.tasks.regression import Regression
+from projections.tasks.seq2seq import Seq2SeqLM
 
-__all__ = ["CausalLM", "Classification", "Regression", "SequenceClassification"]
+__all__ = [
+    "CausalLM",
+    "Classification",
+    "MaskedLM",
+    "Regression",
+    "Seq2SeqLM",
+    "SequenceClassification",
+]

@@ -31,7 +31,7 @@ def cross_entropies(
         ignore_index=IGNORED,
         reduction="none",
     )
-    return flat.view(len(labels), -1).sum(1)
+    return flat.view(len(labels), labels[:1].numel()).sum(1) if len(labels) else flat
 
 
 def error_norms(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
