@@ -92,6 +92,7 @@ def main() -> None:
     parser.add_argument("--model", help="a saved causal language model and its tokenizer")
     parser.add_argument("--data", type=Path, help="a folder of jsonl files with a column text")
     parser.add_argument("--num-dims", type=int, nargs="+", default=[256, 1024, 4096, 16384])
+    parser.add_argument("--projections", nargs="+", choices=PROJECTIONS, default=[*PROJECTIONS])
     parser.add_argument("--dense-dims", type=int, default=4096, help="most of dense matrices")
     parser.add_argument("--candidates", type=int, default=256)
     parser.add_argument("--queries", type=int, default=64)
@@ -110,7 +111,7 @@ def main() -> None:
         (name, k): make(layout, k)
         for k in chosen.num_dims
         for name, make in PROJECTIONS.items()
-        if not (name in DENSE and k > chosen.dense_dims)
+        if name in chosen.projections and not (name in DENSE and k > chosen.dense_dims)
     }
     quality = {
         key: compare(task, rows, projector, truth, chosen.queries)

@@ -100,8 +100,8 @@ class TensorSketch:
 
     def forms(self, term: Term) -> bool:
         """Tell whether it is cheaper to form the gradient than to transform its factors."""
-        if not isinstance(term, OuterProducts) or term.inputs.dim() > 3:
-            return True
+        if not isinstance(term, OuterProducts) or term.inputs.dim() > 3 or not term.inputs.numel():
+            return True  # torch has no transform of nothing
         positions, num_in = term.inputs.shape[-2:]
         formed = term.output_grads.shape[-1] * num_in * (positions + SCATTER)
         return formed <= FOURIER * self.num_dims * positions

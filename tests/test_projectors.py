@@ -1,6 +1,7 @@
 """The contract of projectors: linear, unbiased with a stated variance, the same map always."""
 
 import itertools
+from dataclasses import replace
 from statistics import NormalDist, fmean
 
 import pytest
@@ -18,7 +19,6 @@ from contracts import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import basis, flatten, projection_matrix
-from torch import Tensor
 
 from projections import (
     SJLT,
@@ -29,6 +29,7 @@ from projections import (
     OuterProducts,
     Parameter,
     Rademacher,
+    TableRows,
     TensorSketch,
     Vectors,
     dense,
@@ -37,7 +38,7 @@ from projections import (
     sjlt,
     tensorsketch,
 )
-from projections.per_example import examples_of
+from projections.per_example import Term, examples_of
 from projections.philox import derive_key, philox
 
 EXACT = 1e-12  # float64 rounding over sums of a few dozen terms
@@ -160,11 +161,13 @@ def test_the_map_depends_on_the_seed_and_on_the_name(row) -> None:
 
 
 @rows
-@pytest.mark.parametrize("num", [0, 1])
+@pytest.mark.parametrize("num", [0, 1, 5])
 def test_an_empty_batch_and_one_example_are_batches(row, num: int) -> None:
     for kind in COMPONENTS:
-        found = project(row.make(8, 0), examples_of(gradient(kind, 2), slice(num)))
+        whole = project(row.make(8, 0), gradient(kind, 6))
+        found = project(row.make(8, 0), examples_of(gradient(kind, 6), slice(num)))
         assert found.shape == (num, 8)
+        torch.testing.assert_close(found, whole[:num], rtol=EXACT, atol=EXACT)
 
 
 @rows
@@ -236,7 +239,7 @@ def test_a_tensor_sketch_is_the_same_through_the_fourier_domain(
 ) -> None:
     projector = TensorSketch(num_dims=num_dims, seed=3)
     formed = project(projector, gradient(kind, 5))
-    monkeypatch.setattr(tensorsketch, "FOURIER", 0)
+    monkeypatch.setattr(tensorsketch, "FOURIER", -1)
     for entries in (1 << 22, 1):  # at once, and position by position
         monkeypatch.setattr(tensorsketch, "CHUNK_ENTRIES", entries)
         found = project(projector, gradient(kind, 5))
@@ -372,10 +375,38 @@ def test_the_message_names_the_argument_the_bound_and_the_value(make, message: s
         make()
 
 
-def test_an_empty_sum_of_positions_is_zero() -> None:
-    component = COMPONENTS["linear"]
-    inputs, grads = torch.zeros(2, 0, 5), torch.zeros(2, 0, 3)
-    empty = Gradient(component, (OuterProducts(component, inputs, grads),))
-    assert not project(SJLT(num_dims=8, seed=0), empty).any()
-    assert isinstance(empty.sq_norms, Tensor)
-    assert not empty.sq_norms.any()
+def padded(kind: str, positions: int) -> Gradient:
+    """Two examples, the second all padding, of some positions."""
+    whole = gradient(kind, 2)
+    keep = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    terms: list[Term] = []
+    for term in whole.terms:
+        if isinstance(term, Vectors):
+            terms.append(replace(term, values=term.values * keep[:, None]))
+            continue
+        assert not isinstance(term, Formed)
+        grads = term.output_grads[..., :positions, :]
+        grads = grads * keep.view(2, *[1] * (grads.dim() - 1))
+        if isinstance(term, OuterProducts):
+            inputs = term.inputs[..., :positions, :]
+            terms.append(replace(term, inputs=inputs, output_grads=grads))
+        elif isinstance(term, TableRows):
+            terms.append(replace(term, ids=term.ids[:, :positions], output_grads=grads))
+    return Gradient(whole.component, tuple(terms))
+
+
+@rows
+@kinds
+@pytest.mark.parametrize("positions", [0, 1])
+def test_sequences_of_one_position_or_none_and_rows_of_padding(
+    row, kind: str, positions: int
+) -> None:
+    projector = row.make(8, 0)
+    found = project(projector, padded(kind, positions))
+    matrix = projection_matrix(projector, COMPONENTS[kind])
+    expected = flatten(padded(kind, positions)) @ matrix
+    torch.testing.assert_close(found, expected, rtol=EXACT, atol=EXACT)
+    assert not found[1].any()
+    if positions == 0 and kind != "vector":
+        assert not found.any()
+        assert not padded(kind, 0).sq_norms.any()
