@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -222,7 +222,7 @@ def time_runs(
     """Return the time of each pass over that of a plain forward and backward."""
     tokens = torch.tensor([row["input_ids"] for row in rows])
     calls: dict[str, Callable[[], object]] = {
-        PLAIN: lambda: train_batches(task.model, tokens, chosen.batch_size)
+        PLAIN: lambda: train_batches(cast(Any, task.model), tokens, chosen.batch_size)
     }
     for key, projector in runs.items():
         calls[str(key)] = lambda projector=projector: project(
