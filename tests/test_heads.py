@@ -9,7 +9,7 @@ import torch
 import transformers
 from oracles import flatten
 from test_layers import EXACT, capture_all
-from torch import Tensor, nn
+from torch import nn
 
 from projections import (
     SJLT,
@@ -20,7 +20,6 @@ from projections import (
     PassSettings,
     Selected,
     Sketch,
-    Task,
     find_components,
     find_heads,
     head_slots,
@@ -163,7 +162,3 @@ def test_curvature_takes_heads_as_linear_maps(tmp_path: Any) -> None:
     own = fitted.self_influence(task, examples)
     again = loaded.self_influence(task, examples)
     torch.testing.assert_close(torch.as_tensor(own.values), torch.as_tensor(again.values))
-
-
-def losses(task: Task, examples: Any) -> Tensor:
-    return task.losses(task.collate(examples))
