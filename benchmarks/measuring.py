@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 from statistics import median
 
 import torch
@@ -76,6 +77,17 @@ def machine() -> str:
         f"{model}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; "
         f"torch {torch.__version__}, Python {platform.python_version()}"
     )
+
+
+def peak_memory() -> int:
+    """Return the most bytes that this process ever held."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        # NOTE: on Linux, ru_maxrss is inherited from the parent; this is not.
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    return getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def options(description: str | None) -> argparse.ArgumentParser:

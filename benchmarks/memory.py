@@ -10,11 +10,10 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from resource import RUSAGE_SELF, getrusage
 from time import perf_counter
 
 import torch
-from measuring import options, parse, publish, table
+from measuring import options, parse, peak_memory, publish, table
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -107,17 +106,6 @@ def index(size: int) -> dict[str, float]:
         seconds = perf_counter() - began
         stored = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
     return {"seconds": seconds, "before": before, "peak": peak_memory(), "stored": stored}
-
-
-def peak_memory() -> int:
-    """Return the most bytes that this process ever held."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        # NOTE: on Linux, ru_maxrss is inherited from the parent; this is not.
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return 1024 * int(line.split()[1])
-    return getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 if __name__ == "__main__":

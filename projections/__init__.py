@@ -55,6 +55,7 @@ from projections.labels import Labels
 from projections.layout import Layout, find_components
 from projections.masked import Masked
 from projections.parallel import ordered_map
+from projections.pass_plan import PassPlan, plan_pass
 from projections.passes import PassSettings, run_pass
 from projections.per_example import (
     Component,
@@ -140,6 +141,7 @@ __all__ = [
     "NonFiniteError",
     "OuterProducts",
     "Parameter",
+    "PassPlan",
     "PassSettings",
     "Projector",
     "Provenance",
@@ -203,6 +205,7 @@ __all__ = [
     "merge_stores",
     "normal_entries",
     "ordered_map",
+    "plan_pass",
     "project_gradients",
     "query_rows",
     "random_kronecker",

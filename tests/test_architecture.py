@@ -78,6 +78,7 @@ projections.faiss_index     search by any FAISS index
 projections.rerank          candidates scored again by stored rows
 projections.indexing        from a dataset to a store
 projections.queries         from queries to rows like a store's
+projections.pass_plan       bytes of a pass before it runs
 projections.scores          scores of examples, as a table that travels
 projections                 gradients as vectors
 influence.base              the seam of attribution on rows; the sign of a score
