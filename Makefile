@@ -38,7 +38,7 @@ demo: $(READY)  ## Run the three jobs on data that is already here
 	$(BIN)/gradsift demo --out runs/demo
 
 bench: $(READY)  ## Run the benchmarks (see benchmarks/README.md)
-	for name in index_cost search_cost memory traker_mlp; do \
+	for name in gradient_index search_cost memory traker_mlp; do \
 		$(BIN)/python benchmarks/$$name.py --out runs/benchmarks/$$name.md || exit 1; \
 	done
 

@@ -15,8 +15,8 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from index_cost import build_model, train_batches
 from measuring import interleave, options, parse, publish, table
+from small_llama import build_model, train_batches
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gradsift.corpus import CorpusSettings, build_corpus

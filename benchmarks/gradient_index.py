@@ -29,8 +29,9 @@ import numpy as np
 import torch
 from gradient_queries import query_report
 from measuring import Times, interleave, options, parse, peak_memory, publish, table
+from small_llama import build_model, count_operations, train_batches, wait
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from projections import SJLT, CausalLM, PassSettings, index_gradients, plan_pass
 
@@ -60,7 +61,7 @@ def main() -> None:
     chosen = parse(parser)
     if chosen.quick:
         chosen.tokens, chosen.lengths, chosen.rounds, chosen.num_dims = 128, [16], 1, 64
-        chosen.hidden, chosen.num_layers, chosen.rows, chosen.peer_examples = 36, 2, [3_000], 8
+        chosen.rows, chosen.peer_examples = [3_000], 8
     if chosen.child:
         print(json.dumps(measure_memory(chosen)))
         return
@@ -92,23 +93,10 @@ def set_up(chosen: Namespace, num_examples: int, length: int) -> Setup:
     """Return a model with random weights, and random tokens."""
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = LlamaForCausalLM(LlamaConfig(**config_of(chosen))).eval().to(device)
+    model = build_model(chosen.quick, hidden=chosen.hidden, num_layers=chosen.num_layers).to(device)
     generator = torch.Generator().manual_seed(0)
     shape = (num_examples, length)
     return Setup(model, torch.randint(model.config.vocab_size, shape, generator=generator), device)
-
-
-def config_of(chosen: Namespace) -> dict[str, object]:
-    """Return the configuration of the model."""
-    return {
-        "hidden_size": chosen.hidden,
-        "intermediate_size": 8 * chosen.hidden // 3,
-        "num_hidden_layers": chosen.num_layers,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 6,
-        "vocab_size": 64 if chosen.quick else 4096,
-        "tie_word_embeddings": False,
-    }
 
 
 class IndexRun:
@@ -148,7 +136,9 @@ def build_report(chosen: Namespace) -> list[str]:
         square = torch.randn(side, side, device=setup.device)
         with tempfile.TemporaryDirectory() as folder:
             runs: dict[str, Callable[[], object]] = {
-                PLAIN: partial(train_batches, setup, chosen.batch_tokens // length),
+                PLAIN: partial(
+                    train_batches, setup.model, setup.tokens, chosen.batch_tokens // length
+                ),
                 OURS: IndexRun(setup, chosen, Path(folder)),
                 PRODUCT: partial(multiply, square),
             }
@@ -175,39 +165,11 @@ def build_report(chosen: Namespace) -> list[str]:
     ]
 
 
-def train_batches(setup: Setup, batch_size: int) -> None:
-    """Compute the gradient of every batch."""
-    for batch in setup.tokens.to(setup.device).split(batch_size):
-        setup.model.zero_grad()
-        setup.model(input_ids=batch, labels=batch, use_cache=False).loss.backward()
-    setup.model.zero_grad()
-    wait(setup.device)
-
-
 def multiply(square: Tensor) -> None:
     """Run the products that show what the machine can do."""
     for _ in range(PRODUCTS):
         square @ square
     wait(square.device)
-
-
-def wait(device: torch.device) -> None:
-    """Wait until a device has done its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def count_operations(model: LlamaForCausalLM, length: int) -> int:
-    """Return the floating-point operations of the products of one example.
-
-    Each weight is used in three products (output, gradient of the input, gradient of the
-    weight) of 2 operations an entry and token; attention in three times two products of
-    queries with keys and of their weights with values, counted without the causal mask.
-    """
-    linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
-    config = model.config
-    attention = config.num_hidden_layers * config.hidden_size * length
-    return 3 * length * 2 * (linear + 2 * attention)
 
 
 # Peers.
@@ -229,7 +191,7 @@ def peer_report(chosen: Namespace) -> list[str]:
         folder = Path(name)
         ours = IndexRun(setup, chosen, folder / "ours", layers=layers)
         task = {
-            "config": config_of(chosen),
+            "config": setup.model.config.to_diff_dict(),
             "state": setup.model.state_dict(),
             "tokens": setup.tokens,
             "parameters": names,
@@ -330,7 +292,7 @@ def rms_error(sketch: np.ndarray, exact: np.ndarray) -> float:
 def memory_report(chosen: Namespace) -> list[str]:
     """Compare planned with measured memory, in processes of their own."""
     rows = []
-    for batch_tokens in (512, 2048, 4096):
+    for batch_tokens in (512,) if chosen.quick else (512, 2048, 4096):
         command = [sys.executable, __file__, "--child", "--batch-tokens", str(batch_tokens)]
         passed = ["--quick"] if chosen.quick else []
         passed += ["--threads", str(torch.get_num_threads()), "--num-dims", str(chosen.num_dims)]

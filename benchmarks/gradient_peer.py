@@ -22,7 +22,7 @@ def main() -> None:
     name, folder = sys.argv[1], Path(sys.argv[2])
     task = torch.load(folder / "task.pt", weights_only=False)
     torch.set_num_threads(task["threads"])
-    config = LlamaConfig(**task["config"], attn_implementation="eager")
+    config = LlamaConfig(**{**task["config"], "attn_implementation": "eager"})
     model = LlamaForCausalLM(config).eval()
     model.load_state_dict(task["state"])
     project: Callable[[], np.ndarray] = PEERS[name](model, task, folder)

@@ -24,7 +24,7 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
         pytest.param("choosing_a_projection", marks=pytest.mark.slow),
         pytest.param("coverage_cost", marks=pytest.mark.slow),
         pytest.param("image_selection", marks=pytest.mark.slow),
-        pytest.param("index_cost", marks=pytest.mark.slow),
+        pytest.param("gradient_index", marks=pytest.mark.slow),
         pytest.param("search_cost", marks=pytest.mark.slow),
     ],
 )
