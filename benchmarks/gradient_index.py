@@ -93,7 +93,8 @@ def set_up(chosen: Namespace, num_examples: int, length: int) -> Setup:
     """Return a model with random weights, and random tokens."""
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = build_model(chosen.quick, hidden=chosen.hidden, num_layers=chosen.num_layers).to(device)
+    model = build_model(chosen.quick, hidden=chosen.hidden, num_layers=chosen.num_layers)
+    nn.Module.to(model, device)
     generator = torch.Generator().manual_seed(0)
     shape = (num_examples, length)
     return Setup(model, torch.randint(model.config.vocab_size, shape, generator=generator), device)
@@ -168,7 +169,7 @@ def build_report(chosen: Namespace) -> list[str]:
 def multiply(square: Tensor) -> None:
     """Run the products that show what the machine can do."""
     for _ in range(PRODUCTS):
-        square @ square
+        torch.mm(square, square)
     wait(square.device)
 
 
