@@ -79,7 +79,7 @@ class KMeans:
     """
 
     num_clusters: int
-    num_iterations: int = 10
+    num_iterations: int = 8
     sample: int = 32
     spherical: bool = False
     seed: int

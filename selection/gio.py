@@ -27,13 +27,12 @@ from projections import (
     describe,
 )
 from selection.clusters import Clusters, KMeans
-from selection.divergence import (
+from selection.divergence import Targets, log_distances
+from selection.estimates import (
     Estimate,
     NearestDiscardedEstimate,
     NeighbourEstimate,
     PublishedEstimate,
-    Targets,
-    log_distances,
 )
 from selection.gio_path import GIOPath
 from selection.greedy import Greedy

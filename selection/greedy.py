@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 from projections import track
-from selection.divergence import Estimate
+from selection.estimates import Estimate
 from selection.stopping import Restarts, Step, StoppingRule
 
 

@@ -107,7 +107,8 @@ selection.base              a selection: what is kept, and why the rest is not
 selection.pruning           keep one end of a score
 selection.pool              the rows to choose from, and budgets
 selection.clusters          k-means
-selection.divergence        how far a set is from a target, by neighbours
+selection.divergence        what a divergence is estimated from
+selection.estimates         how far a set is from a target, in four ways
 selection.starts            what greedy selection starts from
 selection.stopping          when greedy selection stops
 selection.greedy            one pick after the other

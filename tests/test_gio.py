@@ -22,14 +22,12 @@ from selection import (
     SequentialIncreases,
     UniformStart,
 )
-from selection.divergence import (
-    TICKS,
+from selection.divergence import TICKS, Targets, log_distances
+from selection.estimates import (
     Estimate,
     NearestDiscardedEstimate,
     NeighbourEstimate,
     PublishedEstimate,
-    Targets,
-    log_distances,
 )
 
 TOLERANCE = 1e-5  # of divergences: logarithms are rounded to 2**-26, and multiplied by d
