@@ -5,8 +5,9 @@ dimensions.
 
 Each estimate (`selection.estimates`) compares two logarithms for each target: of its
 distance to points of ``W``, and of its distance to its own ``k``-th neighbour among the
-targets. Logarithms are held as whole multiples of 2**-26, so that sums are exact: ties are ties, the order of targets does
-not matter, and a sum that is kept up to date equals one that is taken afresh.
+targets. Logarithms are held as whole multiples of 2**-26, so that sums are exact: ties are
+ties, the order of targets does not matter, and a sum that is kept up to date equals one that
+is taken afresh.
 
 A candidate may stand for several rows, its copies: they all count in the estimate.
 """
