@@ -2,7 +2,8 @@
 
 Both fit on all n-grams and weigh all rows of one file, with the same number of workers. Times
 are without imports; ours is the median of the rounds, and its first round, in which compiled
-code is loaded or made, is told apart.
+code is loaded or made, is told apart. CPU seconds are those of all processes and threads, the
+peer's with its imports: on a machine with other work they say more than the clock.
 """
 
 import gzip
@@ -29,18 +30,24 @@ NUM_TARGET = 500
 VARIED = 0.1  # share of words that change places in each repetition
 
 
-def texts(folder: Path | None) -> list[str]:
-    """Return the texts of a folder of ``*.jsonl.gz``, or made-up ones."""
+def texts(folder: Path | None) -> tuple[list[str], list[str]]:
+    """Return texts of a folder of ``*.jsonl.gz``, or made-up ones, and some of one kind.
+
+    The target are texts of the first file, which are not among the others.
+    """
     if folder is None:
         random = np.random.default_rng(0)
         words = [f"{a}{b}{c}" for a in "bdfgklmn" for b in "aeiou" for c in "lmnprst"]
         ranks = np.minimum(random.zipf(1.3, size=(2000, 300)), len(words)) - 1
-        return [" ".join(words[rank] for rank in row) + "." for row in ranks]
-    found = []
+        made = [" ".join(words[rank] for rank in row) + "." for row in ranks]
+        return made, [" ".join(words[-1 - rank] for rank in row) for row in ranks[:NUM_TARGET]]
+    found, target = [], []
     for path in sorted(folder.glob("*.jsonl.gz")):
         with gzip.open(path, "rt") as lines:
             found += [json.loads(line)["text"] for line in lines]
-    return [found[n] for n in np.random.default_rng(0).permutation(len(found))]
+        if not target:
+            target, found = found[:NUM_TARGET], found[NUM_TARGET:]
+    return [found[n] for n in np.random.default_rng(0).permutation(len(found))], target
 
 
 def varied(known: list[str], num_bytes: float) -> Iterator[str]:
@@ -69,28 +76,42 @@ def write(path: Path, lines: Iterator[str]) -> int:
     return total
 
 
-def ours(raw: Path, target: Path, workers: int, hashing: Any) -> tuple[float, float, np.ndarray]:
-    """Return seconds of fitting and of weighing, and the log weights."""
+Run = tuple[float, float, float, np.ndarray]
+"""Seconds of fitting and of weighing, seconds of processors in both, and log weights."""
+
+
+def ours(raw: Path, target: Path, workers: int, hashing: Any) -> Run:
+    """Fit and weigh."""
     dsir = DSIR(ngrams=HashedNgrams(hashing=hashing), num_ngrams_to_fit=0, seed=0)
-    began = time.perf_counter()
+    began, processors = time.perf_counter(), time.process_time()
     fitted = dsir.fit(raw, target, num_workers=workers)
     middle = time.perf_counter()
     scores = fitted.log_weights(raw, num_workers=workers)
-    return middle - began, time.perf_counter() - middle, scores.columns["log_weight"]
+    ended, processors = time.perf_counter(), time.process_time() - processors
+    return middle - began, ended - middle, processors, scores.columns["log_weight"]
 
 
 def peer(python: Path, raw: Path, target: Path, folder: Path, workers: int) -> dict[str, Any]:
     """Run the package, and return its times and its log weights in the order of the rows."""
     script = Path(__file__).with_name("dsir_peer.py")
     words = [python, script, raw, target, folder, str(workers)]
+    before = children()
     done = subprocess.run(words, capture_output=True, text=True, check=False)
+    processors = children() - before
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
     parts = [np.load(folder / "log_importance_weights" / f"{n}.npy") for n in range(workers)]
     weights = np.empty(sum(map(len, parts)))
     for number, part in enumerate(parts):
         weights[number::workers] = part
-    return {**json.loads(done.stdout.splitlines()[-1]), "weights": weights}
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {**found, "processors": processors, "weights": weights}
+
+
+def children() -> float:
+    """Return seconds of processors in processes that were started and have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def main() -> None:
@@ -105,10 +126,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         raw, target = folder / "raw.jsonl", folder / "target.jsonl"
-        known = texts(chosen.data)
-        total = write(raw, varied(known[NUM_TARGET:], num_bytes))
-        write(target, iter(known[:NUM_TARGET]))
-        runs: dict[str, list[tuple[float, float, np.ndarray]]] = {"fast": [], "sha256": []}
+        known, wanted = texts(chosen.data)
+        total = write(raw, varied(known, num_bytes))
+        write(target, iter(wanted))
+        runs: dict[str, list[Run]] = {"fast": [], "sha256": []}
         other = None
         if chosen.peer_python is not None:
             other = peer(chosen.peer_python, raw, target, folder / "peer", chosen.workers)
@@ -132,19 +153,20 @@ def describe(total: int, workers: int) -> str:
 
 
 def times(
-    runs: dict[str, list[tuple[float, float, np.ndarray]]],
+    runs: dict[str, list[Run]],
     other: dict[str, Any] | None,
     total: int,
 ) -> str:
     """Return the table of times, and how well the weights agree."""
     head = ["", "fit, s", "weigh, s", "both, s", "MB/s in a pass", "times the peer"]
+    head += ["CPU s", "times the peer"]
     rows: list[list[object]] = []
     peer_time = None if other is None else other["fit"] + other["weigh"]
     if other is not None and peer_time is not None:
         rate = 2 * total / 1e6 / peer_time
         both = f"{peer_time:.1f}"
         rows.append(["data-selection", f"{other['fit']:.1f}", f"{other['weigh']:.1f}", both])
-        rows[-1] += [f"{rate:.2f}", "1"]
+        rows[-1] += [f"{rate:.2f}", "1", f"{other['processors']:.1f}", "1"]
     for hashing, found in runs.items():
         for label, part in (("first round", found[:1]), ("", found[1:])):
             fit, weigh = median(one[0] for one in part), median(one[1] for one in part)
@@ -152,9 +174,12 @@ def times(
             ratio = "" if peer_time is None else f"{peer_time / both:.0f}x"
             name = f"gradsift, {hashing}" + (f", {label}" if label else "")
             numbers = [f"{fit:.2f}", f"{weigh:.2f}", f"{both:.2f}"]
-            rows.append([name, *numbers, f"{2 * total / 1e6 / both:.0f}", ratio])
+            used = median(one[2] for one in part)
+            share = "" if other is None else f"{other['processors'] / used:.0f}x"
+            numbers += [f"{2 * total / 1e6 / both:.0f}", ratio, f"{used:.2f}", share]
+            rows.append([name, *numbers])
     lines = [table(head, rows), ""]
-    fast, slow = runs["fast"][-1][2], runs["sha256"][-1][2]
+    fast, slow = runs["fast"][-1][3], runs["sha256"][-1][3]
     lines.append(f"Rank correlation of fast and SHA-256 weights: {rank(fast, slow):.5f}.")
     if other is not None:
         error = np.abs(slow - other["weights"])
@@ -166,18 +191,18 @@ def times(
     return "\n".join(lines)
 
 
-def plan(runs: dict[str, list[tuple[float, float, np.ndarray]]], total: int, chosen: Any) -> str:
+def plan(runs: dict[str, list[Run]], total: int, chosen: Any) -> str:
     """Return what the Pile would take at the measured rates, on paper."""
     found = runs["fast"][1:]
-    weigh = total / median(one[1] for one in found) / chosen.workers
+    weigh = 2 * total / median(one[2] for one in found)  # a pass over all, by CPU time
     rows = []
     for cores in (2, 16, 64):
         hours = PILE / weigh / cores / 3600
-        rows.append([cores, f"{hours:.1f}", f"{2 * hours:.1f}"])
+        rows.append([cores, f"{hours:.2g}", f"{2 * hours:.2g}"])
     head = ["cores", "weighing, hours", "with a fit on everything, hours"]
     text = (
-        f"On paper, for the 825 GB of the Pile as plain jsonl at {weigh / 1e6:.0f} MB/s a core, if "
-        "reading keeps up and cores scale:"
+        f"On paper, for the 825 GB of the Pile as plain jsonl at {weigh / 1e6:.0f} MB/s of CPU "
+        "time, if reading keeps up and cores scale:"
     )
     return f"{text}\n\n{table(head, rows)}"
 

@@ -110,11 +110,14 @@ def line_blocks(path: Path, size: int) -> Iterator[Lines]:
         DataError: A compressed file breaks off.
     """
     line, row = 1, 0
-    for data in _whole_lines(path, size):
-        starts = _line_starts(data)
-        block = Lines(path, data, line, row, _count_rows(data, starts))
-        line, row = line + len(starts), row + block.num_rows
-        yield block
+    try:
+        for data in _whole_lines(path, size):
+            starts = _line_starts(data)
+            block = Lines(path, data, line, row, _count_rows(data, starts))
+            line, row = line + len(starts), row + block.num_rows
+            yield block
+    except BREAKS_OFF as error:
+        raise broken_off(path, line - 1, error) from error
 
 
 def broken_off(path: Path, line: int, error: Exception) -> DataError:
@@ -126,20 +129,21 @@ def broken_off(path: Path, line: int, error: Exception) -> DataError:
 
 def _whole_lines(path: Path, size: int) -> Iterator[bytes]:
     """Yield the content cut at ends of lines, each part at least so long."""
-    waiting, length, seen = [], 0, 0
+    waiting, length = [], 0
     try:
         for piece in pieces(path):
             waiting.append(piece)
             length += len(piece)
             end = piece.rfind(b"\n") + 1 if length >= size else 0
             if end:
-                rest = piece[end:]
                 whole = b"".join([*waiting[:-1], piece[:end]])
-                waiting, length = [rest], len(rest)
+                waiting, length = [piece[end:]], len(piece) - end
                 yield whole
-                seen += whole.count(b"\n")
-    except BREAKS_OFF as error:
-        raise broken_off(path, seen + b"".join(waiting).count(b"\n"), error) from error
+    except BREAKS_OFF:
+        whole = b"".join(waiting)
+        if end := whole.rfind(b"\n") + 1:
+            yield whole[:end]
+        raise
     if last := b"".join(waiting):
         yield last
 

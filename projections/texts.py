@@ -5,7 +5,7 @@ is ``file:position`` where there are several files, so that no id depends on the
 Blocks are read by whoever works on them, so that workers share the reading.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import islice
@@ -286,8 +286,17 @@ class ItemBlock:
 
     def rows(self, positions: Sequence[int]) -> list[dict[str, Any]]:
         """Return some rows with all their columns."""
-        items = (self.items[position] for position in positions)
-        return [{self.columns.text: item} if isinstance(item, str) else item for item in items]
+        return [self._row(position) for position in positions]
+
+    def _row(self, position: int) -> dict[str, Any]:
+        """Return an item as a row."""
+        item = self.items[position]
+        if not isinstance(item, str | Mapping):
+            raise DataError(
+                f"{self._where(position)}: a row must be a text or a mapping. Got "
+                f"{type(item).__name__}."
+            )
+        return {self.columns.text: item} if isinstance(item, str) else dict(item)
 
     def _where(self, row: int) -> str:
         """Return how the place of a row is called."""
@@ -314,13 +323,9 @@ def table_of(rows: Sequence[Any], columns: TextColumns, where: Callable[[int], s
     """Return id, text and domain of rows as a table.
 
     Raises:
-        DataError: A row is no mapping, or its text is no text.
+        DataError: The text of a row is no text.
     """
     for row, item in enumerate(rows):
-        if not hasattr(item, "get"):
-            raise DataError(
-                f"{where(row)}: a row must be a text or a mapping. Got {type(item).__name__}."
-            )
         text = item.get(columns.text)
         if not isinstance(text, str):
             raise DataError(_no_text(where(row), columns.text, text, item))

@@ -14,8 +14,9 @@ from typing import Any
 import numba
 import numpy as np
 
-PRIME = np.uint64(0x100000001B3)  # of the FNV-1a hash
-OFFSET = np.uint64(0xCBF29CE484222325)
+NO_CLASS = np.uint8(0)  # what separates tokens
+ONE = np.uint64(1)
+TIMES = np.uint64(0xD6E8FEB86659FD93)  # the base of the polynomial that a token's hash is
 MIX_1 = np.uint64(0xFF51AFD7ED558CCD)  # of the finaliser of MurmurHash3
 MIX_2 = np.uint64(0xC4CEB9FE1A85EC53)
 STEP = np.uint64(0x9E3779B97F4A7C15)
@@ -81,7 +82,7 @@ def tokenize(
         bounds: Where rows begin and end, ``n + 1``.
         classes: Class of each code point; 0 separates tokens.
         lowers: Lower case of each code point.
-        hashes: Receives one hash a token.
+        hashes: Receives one hash a token; one place more than there are bytes.
         row_tokens: Receives where the tokens of each row begin, ``n + 1``.
 
     Returns:
@@ -90,25 +91,21 @@ def tokenize(
     num = 0
     row_tokens[0] = 0
     for row in range(len(bounds) - 1):
-        at, end = bounds[row], bounds[row + 1]
-        state, value = 0, OFFSET
-        while at < end:
+        at, state, value = bounds[row], NO_CLASS, np.uint64(0)
+        while at < bounds[row + 1]:
             point, width = np.int64(data[at]), 1
             if point >= 0x80:
                 point, width = decode(data, at)
             kind = classes[point]
-            if kind != state:
-                if state != 0:
-                    hashes[num] = value
-                    num += 1
-                value = OFFSET
-                state = kind
-            if kind != 0:
-                value = (value ^ np.uint64(lowers[point])) * PRIME
-            at += width
-        if state != 0:
+            # Written at each byte and kept at the ends of tokens: branches would be guessed wrong.
             hashes[num] = value
-            num += 1
+            num += np.int64((kind != state) & (state != NO_CLASS))
+            kept = TIMES if kind == state else np.uint64(0)
+            value = value * kept + np.uint64(lowers[point]) + ONE
+            state = kind
+            at += width
+        hashes[num] = value
+        num += np.int64(state != NO_CLASS)
         row_tokens[row + 1] = num
     return num
 
@@ -189,20 +186,27 @@ def write_tokens(
 def hash_tokens(text: np.ndarray, spans: np.ndarray, hashes: np.ndarray) -> None:
     """Hash tokens that were written, as `tokenize` does on its way."""
     for token in range(len(spans)):
-        at, value = spans[token, 0], OFFSET
+        at, value = spans[token, 0], np.uint64(0)
         while at < spans[token, 1]:
             point, width = np.int64(text[at]), 1
             if point >= 0x80:
                 point, width = decode(text, at)
-            value = (value ^ np.uint64(point)) * PRIME
+            value = value * TIMES + np.uint64(point) + ONE
             at += width
         hashes[token] = value
 
 
 @compiled
+def mix_each(hashes: np.ndarray) -> None:
+    """Spread the bits of each hash in place, since those of like texts are near each other."""
+    for at in range(len(hashes)):
+        hashes[at] = mix(hashes[at])
+
+
+@compiled
 def longer(value: np.uint64, word: np.uint64) -> np.uint64:
     """Return the state of an n-gram that grows by the word before it."""
-    return value * MIX_1 + word
+    return value * MIX_2 + word
 
 
 @compiled

@@ -35,7 +35,7 @@ def word_hashes(texts: pa.Array) -> Tokens:
 
     data, bounds = bytes_and_bounds(_lowered(texts))
     table = characters()
-    hashes = np.empty(len(data), dtype=np.uint64)
+    hashes = np.empty(len(data) + 1, dtype=np.uint64)
     rows = np.empty(len(bounds), dtype=np.int64)
     num = kernels.tokenize(data, bounds, table.classes, table.lowers, hashes, rows)
     return Tokens(hashes[:num], rows)
@@ -67,8 +67,12 @@ def custom_tokens(texts: pa.Array, tokenizer: Tokenizer) -> Tokens:
 
 def text_hashes(texts: pa.Array) -> np.ndarray:
     """Return a hash of each text as a whole, with its case as it is."""
+    from selection import ngram_kernels as kernels
+
     data, bounds = bytes_and_bounds(texts)
-    return _hashes(data, np.stack([bounds[:-1], bounds[1:]], axis=1))
+    hashes = _hashes(data, np.stack([bounds[:-1], bounds[1:]], axis=1))
+    kernels.mix_each(hashes)
+    return hashes
 
 
 def _hashes(text: np.ndarray, spans: np.ndarray) -> np.ndarray:

@@ -191,6 +191,12 @@ def test_noise_belongs_to_the_row_alone() -> None:
     np.testing.assert_array_equal(row_uniforms(pa.array(["7", "12"]), seed=0, name="x"), numbers)
 
 
+def test_ids_that_are_alike_have_noise_that_is_not() -> None:
+    numbers = row_uniforms(pa.array(range(100_000)), seed=0, name="x")
+    assert len(np.unique(numbers)) == len(numbers)
+    assert abs(np.corrcoef(numbers[:-1], numbers[1:])[0, 1]) < 5 / np.sqrt(len(numbers))
+
+
 def test_noise_is_uniform_and_gumbel() -> None:
     from scipy.stats import gumbel_r, kstest
 

@@ -1,8 +1,11 @@
 """Texts come from anything with the same ids, and what cannot be read is named."""
 
+import contextlib
 import gzip
 import json
 import random
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -127,8 +130,18 @@ def test_a_file_that_breaks_off_is_named(tmp_path: Path, ending: str) -> None:
     whole = {"gz": gzip.compress, "zst": zstandard.compress}[ending](jsonl(rows))
     path = tmp_path / f"data.jsonl.{ending}"
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=rf"{ending} must be a whole compressed file\. It breaks"):
+    with pytest.raises(DataError, match=rf"{ending} must be a whole compressed file\.") as caught:
         read(path)
+    named = int(re.findall(r"breaks off after line (\d+)", str(caught.value))[0])
+    assert (0 if ending == "zst" else 1) <= named < 500  # zstd gives whole blocks only
+    before = [row for block in line_blocks_until_it_breaks(path) for row in block]
+    assert len(before) == named  # all of them were read
+
+
+def line_blocks_until_it_breaks(path: Path) -> Iterator[list[tuple[int, bytes]]]:
+    with contextlib.suppress(DataError):
+        for block in line_blocks(path, 700):
+            yield list(block.numbered())
 
 
 def test_other_files_that_are_damaged_are_named(tmp_path: Path) -> None:
