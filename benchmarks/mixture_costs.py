@@ -7,6 +7,7 @@ over one without, in turns. Agreement is with the exact alignments of much large
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ RULE = MirrorDescent(step_size=0.0)  # the mixture stays, so that all see the sa
 RANKS = (None, 32, 8, 2)
 PARTS = {"the last block": "model.layers.{last}.*", "MLPs": "*.mlp.*"}
 EVERY = 100
+DRAWS = 3  # of the target's batch
 
 
 def step_of(training: Training, batch: torch.Tensor) -> Callable[[], None]:
@@ -39,6 +41,7 @@ def costs(training: Training, rounds: int, repeats: int) -> list[list[str]]:
     """Return the time of each way over that of a plain step."""
     corpus, size = training.corpus, training.size
     tokens, domains = training.batch(np.full(len(training.names), 1 / len(training.names)))
+    training.model.train()
     step = step_of(training, tokens)
     target = {"batch_size": size.batch_size, "rule": RULE, "seed": 0}
     rows = []
@@ -47,12 +50,7 @@ def costs(training: Training, rounds: int, repeats: int) -> list[list[str]]:
         times = interleave({"step": step, "move": lambda m=dga: m.update(0)}, rounds)
         ratio = times.ratio("move", "step")
         rows.append([f"a batch for each domain, {name}", _share(ratio / EVERY), f"{ratio:.1f}"])
-    ways = [(f"training batch, {_rank(rank)}", {"rank": rank}) for rank in RANKS]
-    ways += [
-        (f"training batch, rank 8, {name}", {"rank": 8, "layers": layers})
-        for name, layers in _patterns(size).items()
-    ]
-    for name, settings in ways:
+    for name, settings in _ways(size).items():
         mixture = InBatchDGA(
             training.task, training.names, corpus.target, every=10**9, **settings, **target
         )
@@ -81,43 +79,52 @@ def costs(training: Training, rounds: int, repeats: int) -> list[list[str]]:
 def agreement(training: Training, num_batches: int, large: int) -> list[list[str]]:
     """Return the correlation over domains of each way with the exact alignments."""
     corpus, size = training.corpus, training.size
-    weights = np.full(len(training.names), 1 / len(training.names))
-    settings: dict[str, Any] = {"layers": None, "seed": 1}
-    exact = DomainGradients(
-        training.task, corpus.domains, corpus.target, batch_size=large, **settings
-    ).products(0)
+    task, domains, target = training.task, corpus.domains, corpus.target
+
+    def gradients(layers: str | None, rows: int, seed: int) -> DomainGradients:
+        return DomainGradients(task, domains, target, batch_size=rows, layers=layers, seed=seed)
+
+    exact = gradients(None, large, 1).products(0)
     truth = exact.dots / exact.target_sq_norm
     rows = []
     for name, layers in {"all components": None, **_patterns(size)}.items():
-        gradients = DomainGradients(
-            training.task, corpus.domains, corpus.target, batch_size=size.batch_size,
-            layers=layers, seed=2,
-        )  # fmt: skip
-        found = [gradients.products(number).dots for number in range(5)]
+        found = [gradients(layers, size.batch_size, 2).products(n).dots for n in range(DRAWS)]
         seen = size.batch_size * (len(training.names) + 1)
         rows.append([f"a batch for each domain, {name}", str(seen), _mean(found, truth)])
-    batches = [training.batch(weights) for _ in range(num_batches)]
-    ways = [(f"training batch, {_rank(rank)}", {"rank": rank}) for rank in RANKS]
-    ways += [
-        (f"training batch, rank 8, {name}", {"rank": 8, "layers": layers})
-        for name, layers in _patterns(size).items()
-    ]
-    for name, chosen in ways:
-        found = []
-        for seed in range(5):
-            mixture = InBatchDGA(
-                training.task, training.names, corpus.target, every=num_batches,
-                batch_size=size.batch_size, rule=RULE, seed=2 + seed, **chosen,
-            )  # fmt: skip
-            with mixture.watching():
-                for number, (tokens, domains) in enumerate(batches):
-                    mean_loss(training.model, tokens).backward()
-                    mixture.update(number, domains=domains)
-            found.append(mixture.history.columns["signal"][-1])
-        training.model.zero_grad()
-        seen = num_batches * size.batch_size
-        rows.append([name, f"{size.batch_size} (+ {seen} trained on)", _mean(found, truth)])
+    settings = {"every": num_batches, "batch_size": size.batch_size, "rule": RULE}
+    watching = {
+        name: [
+            InBatchDGA(task, training.names, target, seed=2 + draw, **settings, **chosen)
+            for draw in range(DRAWS)
+        ]
+        for name, chosen in _ways(size).items()
+    }
+    weights = np.full(len(training.names), 1 / len(training.names))
+    training.model.train()
+    with ExitStack() as stack:  # all of them watch the same steps
+        mixtures = [mixture for group in watching.values() for mixture in group]
+        for mixture in mixtures:
+            stack.enter_context(mixture.watching())
+        for number in range(num_batches):
+            tokens, places = training.batch(weights)
+            mean_loss(training.model, tokens).backward()
+            for mixture in mixtures:
+                mixture.update(number, domains=places)
+    seen = f"{size.batch_size} (+ {num_batches * size.batch_size} trained on)"
+    for name, group in watching.items():
+        found = [mixture.history.columns["signal"][-1] for mixture in group]
+        rows.append([name, seen, _mean(found, truth)])
     return rows
+
+
+def _ways(size: Size) -> dict[str, dict[str, Any]]:
+    """Return the settings of each way to read alignments off the training batch."""
+    ways: dict[str, dict[str, Any]] = {
+        f"training batch, {_rank(rank)}": {"rank": rank} for rank in RANKS
+    }
+    for name, layers in _patterns(size).items():
+        ways[f"training batch, rank 8, {name}"] = {"rank": 8, "layers": layers}
+    return ways
 
 
 def _patterns(size: Size) -> dict[str, str]:
@@ -158,6 +165,7 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--data", type=Path, help="folder of sources, `*.jsonl.gz` with `text`")
     parser.add_argument("--target", default="cs_abstracts", help="the source to specialise to")
+    parser.add_argument("--only", choices=("cost", "agreement"), help="one of the two tables")
     parser.add_argument("--repeats", type=int, default=5, help="steps that are timed at a time")
     chosen = parse(parser)
     size = QUICK if chosen.quick or chosen.data is None else Size(batch_size=16, steps=120)
@@ -169,21 +177,29 @@ def main() -> None:
     weights = np.full(len(training.names), 1 / len(training.names))
     for _ in range(training.steps):
         step_of(training, training.batch(weights)[0])()
-    agreed = agreement(training, 4 if chosen.quick else 20, 16 if chosen.quick else 256)
     rounds, repeats = (1, 1) if chosen.quick else (chosen.rounds, chosen.repeats)
-    timed = costs(training, rounds, repeats)
+    num_batches, large = (4, 16) if chosen.quick else (20, 128)
     number = sum(parameter.numel() for parameter in training.model.parameters())
     parts = [
         f"A model of {number:,} parameters, steps of {size.batch_size} passages of 64 tokens, "
-        f"{len(training.names)} domains, after {training.steps} steps of training.",
-        f"## Cost\n\nShare of a step's time that comes on top of it, with a move every {EVERY} "
-        "steps, and the time of a move in steps.\n\n"
-        + table(["way", "on top of a step", "a move, in steps"], timed),
-        f"## Agreement\n\nCorrelation over domains with the products of {size.num_domains} "
-        "domains' gradients on 256 passages each: mean and range over 5 draws of the target's "
-        f"batch of {size.batch_size} (and of the domains' batches, for the first three).\n\n"
-        + table(["way", "passages seen for it", "correlation"], agreed),
+        f"{len(training.names)} domains, after {training.steps} steps of training."
     ]
+    if chosen.only != "agreement":
+        timed = table(
+            ["way", "on top of a step", "a move, in steps"], costs(training, rounds, repeats)
+        )
+        parts.append(
+            f"## Cost\n\nShare of a step's time that comes on top of it, with a move every {EVERY} "
+            f"steps, and the time of a move in steps.\n\n{timed}"
+        )
+    if chosen.only != "cost":
+        head = ["way", "passages seen for it", "correlation"]
+        agreed = table(head, agreement(training, num_batches, large))
+        parts.append(
+            f"## Agreement\n\nCorrelation over domains with the products of the domains' gradients "
+            f"on {large} passages each: mean and range over {DRAWS} draws of the target's batch of "
+            f"{size.batch_size} (and, for the first three, of the domains' batches).\n\n{agreed}"
+        )
     publish("What alignments of domains cost, and how well they agree", parts, chosen.out)
 
 

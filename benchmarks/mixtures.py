@@ -245,9 +245,10 @@ def report(runs: dict[str, list[dict[str, Any]]], size: Size) -> str:
 
 
 def _cell(values: np.ndarray) -> str:
-    """Return a mean with its standard error."""
-    error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
-    return f"{values.mean():.1f} ± {error:.1f}"
+    """Return a mean with its standard error, if there are several values."""
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    return f"{values.mean():.1f} ± {values.std(ddof=1) / len(values) ** 0.5:.1f}"
 
 
 def main() -> None:
@@ -261,12 +262,12 @@ def main() -> None:
     if chosen.quick:
         chosen.seeds, chosen.data, chosen.runs = 1, None, chosen.runs / "quick"
     found = results(chosen, size, every)
+    seeds = "one seed" if chosen.seeds == 1 else f"mean ± standard error over {chosen.seeds} seeds"
     parts = [
         f"Perplexity of held-out text of `{chosen.target}` over {size.steps} steps of "
-        f"{size.batch_size} passages of 64 tokens, mean ± standard error over {chosen.seeds} "
-        f"seeds. {size.num_domains} domains: k-means clusters of all sources. Moves every "
-        f"{every} steps, step size {STEP_SIZE:g}. DoReMi and DoGE train proxies first, of the "
-        "same size for half the steps, which are not counted here."
+        f"{size.batch_size} passages of 64 tokens, {seeds}. {size.num_domains} domains: k-means "
+        f"clusters of all sources. Moves every {every} steps, step size {STEP_SIZE:g}. DoReMi and "
+        "DoGE train proxies first, of the same size for half the steps, which are not counted here."
     ]
     for regime, runs in found.items():
         numbers = REGIMES[regime]

@@ -20,8 +20,8 @@ from projections.errors import NonDeterministicError, UnsupportedLayerError
 from projections.layout import Layout
 from projections.per_example import Term, fold_examples
 
-BeginForward = Callable[[tuple[Any, ...], dict[str, Any]], int]
-"""From the model's arguments to the number of examples of its batch."""
+BeginForward = Callable[[tuple[Any, ...], dict[str, Any]], int | None]
+"""From the model's arguments to the number of examples, or None for a forward to pass unseen."""
 
 
 @dataclass
@@ -31,7 +31,8 @@ class Watch:
     Args:
         model: The model.
         layout: Its components, from `find_components`.
-        begin: Called with the arguments of each forward; returns the number of examples.
+        begin: Called with the arguments of each forward that gradients are on in; returns the
+            number of examples, or None if that forward is of no interest.
         observe: Called with the terms of each use, in backward order. Gradients are of
             whatever loss backward starts from, often a mean over the batch.
 
@@ -55,8 +56,7 @@ class Watch:
     layout: Layout
     begin: BeginForward
     observe: Callable[[Term], None]
-    _num_examples: int = 0
-    _paused: bool = False
+    _num_examples: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse layers whose gradients need a second run.
@@ -88,30 +88,22 @@ class Watch:
             for handle in handles:
                 handle.remove()
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Let forwards and backwards that are not the training's pass unseen."""
-        before, self._paused = self._paused, True
-        try:
-            yield
-        finally:
-            self._paused = before
-
     def _before_forward(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         """Note how many examples come, where their gradients will be asked for."""
-        if torch.is_grad_enabled() and not self._paused:
-            check_examples_unmixed(self.model)
+        if torch.is_grad_enabled():
             self._num_examples = self.begin(args, kwargs)
+            if self._num_examples is not None:
+                check_examples_unmixed(self.model)
 
     def _after_forward(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Keep the input, and wait for the gradient of the output."""
-        if self._paused or not torch.is_grad_enabled():
+        name, count = self.layout.uses[module].name, self._num_examples
+        if count is None or not torch.is_grad_enabled():
             return None  # an evaluation, or the first forward of a checkpointed segment
         if not (isinstance(output, Tensor) and output.requires_grad and args):
             return None  # nothing that a gradient could be read off
-        name, count = self.layout.uses[module].name, self._num_examples
         inputs = args[0].detach()
         # What is computed once for the whole batch is expanded, so that its gradient still
         # knows the examples apart.

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from projections import CausalLM, Embeddings, NonDeterministicError, NonFiniteError, Task
 from selection import (
@@ -256,8 +257,39 @@ def test_watching_works_with_evaluations_in_between() -> None:
     with mixture.watching():
         with torch.no_grad():
             task.losses(task.collate(task.encode(TARGET)))
+        DGA(task, DOMAINS, TARGET, batch_size=2, seed=0).update(0)
         signal = step_in_batch(mixture, rows, domains)
     assert np.isfinite(signal).all()
+
+
+def transformer() -> GPT2LMHeadModel:
+    """A model of Hugging Face: Conv1D, tied words, positions for the whole batch."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=VOCABULARY, n_positions=8, n_embd=8, n_layer=2, n_head=2,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    return GPT2LMHeadModel(config).double().train()
+
+
+@pytest.mark.parametrize("reentrant", [None, False, True])
+def test_alignments_of_a_transformer_are_exact_with_and_without_checkpointing(
+    reentrant: bool | None,
+) -> None:
+    model = transformer()
+    task = CausalLM(model)
+    expected = DomainGradients(task, DOMAINS, TARGET, batch_size=3, seed=0).products(0)
+    if reentrant is not None:
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        model.enable_input_require_grads()
+    mixture = in_batch(task)
+    rows, domains = mixed_batch()
+    ids = task.collate(task.encode(rows))["input_ids"]
+    with mixture.watching():
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        mixture.update(0, domains=np.array(domains))
+    signal = mixture.history.columns["signal"][-1]
+    np.testing.assert_allclose(signal, expected.dots / expected.target_sq_norm, rtol=FLOAT32)
 
 
 def test_batch_norm_that_mixes_examples_is_refused() -> None:
@@ -280,8 +312,10 @@ def test_domains_that_do_not_fit_the_batch_are_refused() -> None:
             step_in_batch(mixture, rows, domains[:3])
         with pytest.raises(ValueError, match=r"`domains` must be in \[0, 2\]"):
             step_in_batch(mixture, rows, [3] * 9)
-        with pytest.raises(ValueError, match=r"`domains` must be given to `update`"):
-            mixture.update(0)
+        with pytest.raises(ValueError, match=r"Train inside `with mixture.watching\(\):`"):
+            mixture.update(0, domains=np.array([0]))
+    with pytest.raises(ValueError, match=r"`domains` must be given to `update`"):
+        ODM(("a", "b")).update(0)
 
 
 CENTERS = torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, 4.0]], dtype=torch.float64)

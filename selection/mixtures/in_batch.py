@@ -114,7 +114,7 @@ class InBatchDGA(RecordedMixture):
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Read gradients off every forward and backward of the model, until the end."""
+        """Read gradients off all forwards in training mode and their backwards, until the end."""
         if self._direction is None:
             self._direction = self._aim()
         with self._watch.hooks():
@@ -141,9 +141,14 @@ class InBatchDGA(RecordedMixture):
 
         Raises:
             NonFiniteError: The gradients of a domain are not finite.
-            ValueError: The domains do not fit the examples that were seen.
+            ValueError: The step was not watched, or the domains do not fit its examples.
         """
         measured, self._measured = self._measured, []
+        if not measured:
+            raise ValueError(
+                "the step before `update` must be watched. No forward in training mode was seen "
+                "since the last one. Train inside `with mixture.watching():`."
+            )
         products = torch.cat([torch.zeros(0), *(part.cpu() for part, _ in measured)])
         tokens = torch.cat([torch.zeros(0), *(part.cpu() for _, part in measured)])
         # The sum of an example's tokens over its number of them, weighed by that number.
@@ -172,8 +177,10 @@ class InBatchDGA(RecordedMixture):
         self._direction = None
         self._measured = []
 
-    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-        """Make room for the products of a forward."""
+    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
+        """Make room for the products of a forward; those in evaluation mode are not training."""
+        if not self.task.model.training:
+            return None
         tokens = tokens_of(args, kwargs)
         self._measured.append((torch.zeros_like(tokens), tokens))
         return len(tokens)
@@ -191,7 +198,7 @@ class InBatchDGA(RecordedMixture):
         task, found = self.task, GradientSum()
         batch = to_device(task.collate(task.encode(rows)), task.device)
         watch = Watch(task.model, self._watch.layout, lambda *_: len(rows), found.add)
-        with self._watch.paused(), evaluating(task.model), kept_grads(task.model), watch.hooks():
+        with evaluating(task.model), kept_grads(task.model), watch.hooks():
             mean_loss(task, batch).backward()
         return Direction(found, rank=self.rank)
 
