@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from projections.base import Projector
 from projections.capture import Capture
@@ -109,11 +109,14 @@ def saved_bytes(task: Task, example: Any, layout: Layout) -> list[int]:
 
     batch = to_device(task.collate([example]), task.device)
     capture = Capture(task.model, layout)
-    # What goes into a layer is kept for its gradient, though its own backward needs it not.
-    handles = [
-        module.register_forward_hook(lambda _, inputs, output: (pack_tensor(inputs[0]), None)[1])
-        for module in layout.uses
-    ]
+
+    def keep_inputs(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        # What goes into a layer is kept for its gradient, though its own backward needs it not.
+        for value in inputs:
+            if isinstance(value, Tensor):
+                pack_tensor(value)
+
+    handles = [module.register_forward_hook(keep_inputs) for module in layout.uses]
     try:
         with capture.hooks(), torch.autograd.graph.saved_tensors_hooks(pack_tensor, _unpack):
             capture.forward(lambda: task.losses(batch), 1)
