@@ -127,6 +127,7 @@ selection.loss_weights      weights of examples from their losses
 selection.reweighting       the same in a running training
 selection.running_reweighting   micro-batches weighed by the losses of late
 selection.group_dro         weights of groups by their losses
+selection.keyed             random numbers and orders by seed, name and number
 selection.mixtures.base     what samplers read, and what a training loop calls
 selection.mixtures.mirror   mirror descent: how signals move weights
 selection.mixtures.recorded names, weights and history of a mixture
@@ -146,7 +147,6 @@ selection.mixtures.importance   shares of a target among clusters
 selection.mixtures.regmix   regression on many small runs
 selection.mixtures          how much of each domain to train on
 selection.norm_sampling     rows in proportion to gradient norms
-selection.samplers.keyed    random numbers from a seed, a name and a number
 selection.samplers.timeline which batch is drawn with which weights
 selection.samplers.base     from the number of a batch to its rows
 selection.samplers.weighted rows by weights that may change

@@ -27,8 +27,8 @@ from selection import (
     WeightedDraws,
     norm_probabilities,
 )
+from selection.keyed import keyed_order, keyed_uniforms
 from selection.mixtures.recorded import RecordedMixture
-from selection.samplers.keyed import keyed_order, keyed_uniforms
 
 # Machines may have fewer cores than these tests have workers.
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
@@ -254,7 +254,9 @@ def test_rows_and_sources_must_be_those_of_the_mixture() -> None:
     once = iter([1, 2])
     with pytest.raises(TypeError, match=r"source 'b' must give its rows again when it is iterated"):
         MixtureStream({"a": [1], "b": once}, mixture, batch_size=3, seed=0)
-    with pytest.raises(ValueError, match=r"`a` must hold at least one example\. Got none\."):
+    with pytest.raises(
+        ValueError, match=r"`training/a` must hold at least one example\. Got none\."
+    ):
         MixtureStream({"a": [], "b": [1]}, mixture, batch_size=3, seed=0)
 
 
@@ -331,6 +333,13 @@ def test_two_ranks_and_micro_batches_share_each_batch_out() -> None:
                 row for s in shares for p in s[batch * parts : (batch + 1) * parts] for row in p
             ]
             assert Counter(mine) == Counter(rows.tolist())
+
+
+@pytest.mark.parametrize("make", [weighted, selected, Mixed])
+def test_a_state_of_another_seed_is_refused(make: Callable[[], Any]) -> None:
+    state = {**make().state_dict(), "seed": 7}
+    with pytest.raises(ValueError, match=r"with the seed 1\. Got one of 7\. Make the draws"):
+        make().load_state_dict(state)
 
 
 def test_shares_must_be_even() -> None:

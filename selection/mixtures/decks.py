@@ -9,9 +9,10 @@ from functools import lru_cache
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from projections import Rows, check_not_empty, keyed_words
+from selection.keyed import keyed_order
 
 WORD = 2**32
 
@@ -44,7 +45,7 @@ class RowDeck:
         self._rows = Rows(rows)
         check_not_empty(name, len(self._rows))
         self._order = lru_cache(maxsize=2)(
-            lambda epoch: _shuffled(seed, f"{name}/{epoch}", len(self._rows))
+            lambda epoch: keyed_order(seed, f"{name}/{epoch}", len(self._rows))
         )
 
     def draw(self, start: int, count: int) -> list[Any]:
@@ -94,9 +95,3 @@ def as_decks(domains: Mapping[str, Any], *, seed: int) -> dict[str, Deck]:
 def as_target(rows: Any, *, seed: int) -> Deck:
     """Return the deck of the target."""
     return rows if isinstance(rows, Deck) else RowDeck(rows, name="target", seed=seed)
-
-
-def _shuffled(seed: int, name: str, count: int) -> Int[np.ndarray, " n"]:
-    """Return the numbers below ``count`` in random order."""
-    words = keyed_words(seed, name, np.arange(count))
-    return np.lexsort((words[:, 1], words[:, 0]))

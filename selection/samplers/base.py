@@ -16,6 +16,15 @@ from jaxtyping import Int
 LAG = 32  # batches; more than most loaders read ahead
 
 
+def check_seed(state: Mapping[str, Any], seed: int) -> None:
+    """Refuse a state of draws with another seed, whose rows are others."""
+    if state["seed"] != seed:
+        raise ValueError(
+            f"the state must be of draws with the seed {seed}. Got one of {state['seed']}. Make "
+            "the draws with that seed."
+        )
+
+
 @runtime_checkable
 class Draws(Protocol):
     """Rows by batch."""

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from projections import check_at_least
+from selection.keyed import keyed_uniforms
 from selection.mixtures import Mixture
-from selection.samplers.base import LAG
-from selection.samplers.keyed import keyed_uniforms
+from selection.samplers.base import LAG, check_seed
 from selection.samplers.timeline import Timeline
 
 
@@ -87,8 +87,8 @@ class DomainDraws:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on after the consumed batches of a state."""
+        check_seed(state, self.seed)
         self.timeline.load_state_dict(state)
-        self.seed = int(state["seed"])
         self._base = (self.timeline.consumed, np.array(state["counts"], dtype=np.int64))
         self._next = self._base
 

@@ -4,17 +4,15 @@ Letters: ``n`` rows of a batch, ``m`` rows of the data.
 """
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
 from projections import DataError
-from selection.mixtures import Mixture
+from selection.mixtures import Mixture, RowDeck
 from selection.samplers.base import LAG
 from selection.samplers.domains import DomainDraws
-from selection.samplers.keyed import keyed_order
 
 
 class MixtureDraws:
@@ -37,7 +35,7 @@ class MixtureDraws:
         >>> mixture = FixedMixture(("code", "news"), [0.5, 0.5])
         >>> draws = MixtureDraws(mixture, ["news", "code", "code"], batch_size=4, seed=0)
         >>> draws.positions(0).tolist()
-        [1, 0, 2, 0]
+        [2, 0, 1, 0]
     """
 
     def __init__(
@@ -52,17 +50,17 @@ class MixtureDraws:
         """Find the rows of each domain."""
         self._draws = DomainDraws(mixture, batch_size=batch_size, seed=seed, lag=lag)
         domains = np.asarray(row_domains)
-        self._rows = [np.flatnonzero(domains == name) for name in mixture.names]
-        empty = [
-            name for name, rows in zip(mixture.names, self._rows, strict=True) if not len(rows)
-        ]
+        rows = {name: np.flatnonzero(domains == name).tolist() for name in mixture.names}
+        empty = [name for name, own in rows.items() if not own]
         unknown = sorted(set(domains.tolist()) - set(mixture.names))
         if empty or unknown:
             raise DataError(
                 "`row_domains` must name a domain of the mixture in each row, and each domain "
                 f"somewhere. Without a row: {empty}; not in the mixture: {unknown[:5]}."
             )
-        self._order = lru_cache(maxsize=2 * len(self._rows))(self._shuffle)
+        self._decks = [
+            RowDeck(own, name=f"training/{name}", seed=seed) for name, own in rows.items()
+        ]
 
     @property
     def batch_size(self) -> int:
@@ -77,9 +75,8 @@ class MixtureDraws:
     def positions(self, batch: int) -> Int[np.ndarray, " n"]:
         """Return the rows of a batch."""
         domains, numbers = self._draws.batch(batch)
-        return np.array(
-            [self._row(*pair) for pair in zip(domains.tolist(), numbers.tolist(), strict=True)]
-        )
+        pairs = zip(domains.tolist(), numbers.tolist(), strict=True)
+        return np.array([self._decks[domain].draw(number, 1)[0] for domain, number in pairs])
 
     def domains(self, batch: int) -> Int[np.ndarray, " n"]:
         """Return the domain of each row of a batch, by its place among the names."""
@@ -96,13 +93,3 @@ class MixtureDraws:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on after the consumed batches of a state."""
         self._draws.load_state_dict(state)
-
-    def _row(self, domain: int, number: int) -> int:
-        """Return the row of a draw of a domain."""
-        epoch, place = divmod(number, len(self._rows[domain]))
-        return int(self._order(domain, epoch)[place])
-
-    def _shuffle(self, domain: int, epoch: int) -> Int[np.ndarray, " m"]:
-        """Return the rows of a domain in the order of an epoch."""
-        name = f"rows/{self._draws.mixture.names[domain]}/{epoch}"
-        return self._rows[domain][keyed_order(self._draws.seed, name, len(self._rows[domain]))]

@@ -12,8 +12,8 @@ from jaxtyping import Float, Int
 
 from projections import check_at_least, check_not_empty
 from selection.base import Selection
-from selection.samplers.base import LAG
-from selection.samplers.keyed import keyed_order, keyed_uniforms
+from selection.keyed import keyed_order, keyed_uniforms
+from selection.samplers.base import LAG, check_seed
 from selection.samplers.timeline import Timeline
 
 
@@ -93,8 +93,8 @@ class SelectionDraws:
         Raises:
             ValueError: The state is of a selection of another size.
         """
+        check_seed(state, self.seed)
         self._timeline.load_state_dict(state)
-        self.seed = int(state["seed"])
 
     def _draw_epoch(self, epoch: int) -> Int[np.ndarray, " m"]:
         """Return the rows of an epoch in their order."""

@@ -54,7 +54,7 @@ class MixtureStream(IterableDataset):
         >>> mixture = FixedMixture(("letters", "digits"), [0.5, 0.5])
         >>> sources = {"letters": ["a", "b", "c"], "digits": [1, 2, 3]}
         >>> list(MixtureStream(sources, mixture, batch_size=3, seed=0, num_batches=2))
-        ['a', 1, 'c', 3, 2, 2]
+        ['a', 3, 'c', 2, 1, 2]
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class MixtureStream(IterableDataset):
         size = self.loader_batch_size
         start = (part * self._num_ranks + self._rank) * size
         for place in range(start, start + size):
-            yield self._sources[domains[place]].fetch(int(numbers[place]))
+            yield from self._sources[domains[place]].draw(int(numbers[place]), 1)
 
 
 class Board:

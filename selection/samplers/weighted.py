@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from projections import NonFiniteError, check_at_least, check_not_empty
-from selection.samplers.base import LAG
-from selection.samplers.keyed import keyed_uniforms
+from selection.keyed import keyed_uniforms
+from selection.samplers.base import LAG, check_seed
 from selection.samplers.timeline import Timeline
 
 
@@ -92,8 +92,8 @@ class WeightedDraws:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on after the consumed batches of a state."""
+        check_seed(state, self.seed)
         self._timeline.load_state_dict(state)
-        self.seed = int(state["seed"])
 
     def _rows(self, batch: int, ends: Float[np.ndarray, " m"]) -> Int[np.ndarray, " n"]:
         """Return the rows of a batch, for these cumulated probabilities."""
