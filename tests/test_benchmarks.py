@@ -21,6 +21,7 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
         pytest.param("mixture_costs", marks=pytest.mark.slow),
         pytest.param("mixtures", marks=pytest.mark.slow),
         pytest.param("text_selection", marks=pytest.mark.slow),
+        "dsir_cost",
         pytest.param("choosing_a_projection", marks=pytest.mark.slow),
         pytest.param("coverage_cost", marks=pytest.mark.slow),
         pytest.param("image_selection", marks=pytest.mark.slow),
