@@ -49,16 +49,26 @@ def check_evaluation_mode(model: nn.Module) -> None:
         NonDeterministicError: Names the first such layer.
     """
     for name, module in model.named_modules():
-        if module.training and isinstance(module, DROPOUTS) and module.p > 0:
+        if module.training and (rate := dropout_rate(module)) > 0:
             raise NonDeterministicError(
                 "dropout must be off, or gradients are random. The layer "
-                f"{name!r} is in training mode with p={module.p}. Call `model.eval()` first."
+                f"{name!r} is in training mode with p={rate}. Call `model.eval()` first."
             )
         if isinstance(module, BATCH_NORMS) and (module.training or module.running_mean is None):
             raise NonDeterministicError(
                 "batch norm must be in evaluation mode, or an example's gradient depends on the "
                 f"rest of its batch. The layer {name!r} is not. Call `model.eval()` first."
             )
+
+
+def dropout_rate(module: nn.Module) -> float:
+    """Return the share that a layer of torch drops in training mode."""
+    if isinstance(module, DROPOUTS):
+        return module.p
+    # Recurrent layers drop between their layers, so with one layer nothing.
+    if isinstance(module, nn.RNNBase):
+        return module.dropout if module.num_layers > 1 else 0.0
+    return module.dropout if isinstance(module, nn.MultiheadAttention) else 0.0
 
 
 @dataclass
@@ -198,7 +208,8 @@ class Capture:
         def keep(grads: Tensor) -> None:
             if inputs._version != version:
                 raise _overwritten(served.name)
-            terms = self._layer_terms(served, module, inputs, grads.detach(), key)
+            with self._unwatched():
+                terms = self._layer_terms(served, module, inputs, grads.detach(), key)
             self._receive(served, terms)
 
         replaced.register_hook(keep)
@@ -229,12 +240,8 @@ class Capture:
             )
             self._check_call(served, call)
             assert served.terms is not None
-            self._replaying = True
-            try:
-                with context():
-                    terms = served.terms(module, served.uses, call)
-            finally:
-                self._replaying = False
+            with self._unwatched(), context():
+                terms = served.terms(module, served.uses, call)
             self._receive(served, terms)
 
         if len(places) == 1:
@@ -245,6 +252,15 @@ class Capture:
                 # Such a hook does not see the root of a graph, as which checkpointing may start.
                 leaves[place] = leaves[place].view_as(leaves[place])
         return tree_unflatten(leaves, structure)
+
+    @contextmanager
+    def _unwatched(self) -> Iterator[None]:
+        """Let rules run modules again without that counting as a use."""
+        self._replaying = True
+        try:
+            yield
+        finally:
+            self._replaying = False
 
     def _counts(self, served: Served) -> bool:
         """Count a call, and tell whether it has a graph to wait for."""

@@ -233,6 +233,11 @@ def _tracked_names(model: nn.Module, patterns: Sequence[str] | None) -> dict[int
     names: dict[int, str] = {}
     matching = set()
     for name, parameter in model.named_parameters(remove_duplicate=False):
+        if isinstance(parameter, nn.UninitializedParameter):
+            raise UnsupportedLayerError(
+                f"every parameter must have a shape. {name!r} is that of a lazy layer before its "
+                "first call. Run the model once on a batch."
+            )
         if parameter.requires_grad:
             names.setdefault(id(parameter), name)  # a tied parameter has several; the first counts
             if patterns is None or matches(name, patterns):

@@ -13,6 +13,7 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
     "name",
     [
         "memory",
+        "replay_cost",
         pytest.param("influence_index", marks=pytest.mark.slow),
         pytest.param("index_speed", marks=pytest.mark.slow),
         "traker_mlp",

@@ -1,5 +1,6 @@
 """Per-example gradients are those of one backward pass an example, for every layer and use."""
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import flatten, gradients_one_by_one
 from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from projections import (
     CausalLM,
@@ -422,6 +424,25 @@ def test_dropout_that_is_on_is_refused() -> None:
         run_pass(Classification(model), VECTORS, [GradientNorm()])
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [nn.MultiheadAttention(4, 2, dropout=0.25), nn.LSTM(4, 4, num_layers=2, dropout=0.25)],
+    ids=["attention", "recurrent"],
+)
+def test_dropout_inside_a_layer_is_refused(layer: nn.Module) -> None:
+    check_evaluation_mode(layer.eval())
+    with pytest.raises(NonDeterministicError, match=r"is in training mode with p=0\.25"):
+        check_evaluation_mode(layer.train())
+
+
+def test_a_lazy_layer_before_its_first_call_is_refused() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that lazy layers may change
+        model = nn.Sequential(nn.LazyLinear(3))
+    with pytest.raises(UnsupportedLayerError, match=r"'0.weight' is that of a lazy layer"):
+        find_components(model)
+
+
 def test_dropout_without_a_layer_is_refused() -> None:
     class Noisy(nn.Linear):
         def forward(self, inputs: Tensor) -> Tensor:  # pyright: ignore
@@ -524,6 +545,10 @@ def test_a_weight_that_is_used_behind_its_layers_back_is_refused() -> None:
 
     with pytest.raises(UnsupportedLayerError, match=r"own forward.*'first'"):
         run_pass(Classification(Sneaky()), VECTORS, [GradientNorm()])
+    # A norm whose rule runs the module itself.
+    beside_a_norm = nn.Sequential(LlamaRMSNorm(4), Sneaky())
+    with pytest.raises(UnsupportedLayerError, match=r"own forward.*'1.first'"):
+        run_pass(Classification(beside_a_norm), VECTORS, [GradientNorm()])
 
 
 def test_a_checkpointed_layer_that_no_gradient_reaches_is_refused() -> None:
