@@ -22,6 +22,7 @@ from selection import DGA, ODM, DomainGradients, InBatchDGA, MirrorDescent
 RULE = MirrorDescent(step_size=0.0)  # the mixture stays, so that all see the same batches
 RANKS = (None, 32, 8, 2)
 PARTS = {"the last block": "model.layers.{last}.*", "MLPs": "*.mlp.*"}
+WEIGHTS = ["*proj", "*embed*", "*head*"]  # all but norms
 EVERY = 100
 DRAWS = 3  # of the target's batch
 
@@ -45,11 +46,18 @@ def costs(training: Training, rounds: int, repeats: int) -> list[list[str]]:
     step = step_of(training, tokens)
     target = {"batch_size": size.batch_size, "rule": RULE, "seed": 0}
     rows = []
-    for name, layers in {"all components": None, **_patterns(size)}.items():
-        dga = DGA(training.task, corpus.domains, corpus.target, layers=layers, **target)
+    few = {**target, "batch_size": max(1, size.batch_size // 4)}
+    moves: dict[str, tuple[str | None, dict[str, Any]]] = {
+        "a batch for each domain, all components": (None, target)
+    }
+    moves["a quarter of a batch for each domain, all components"] = (None, few)
+    for name, layers in _patterns(size).items():
+        moves[f"a quarter of a batch for each domain, {name}"] = (layers, few)
+    for name, (layers, settings) in moves.items():
+        dga = DGA(training.task, corpus.domains, corpus.target, layers=layers, **settings)
         times = interleave({"step": step, "move": lambda m=dga: m.update(0)}, rounds)
         ratio = times.ratio("move", "step")
-        rows.append([f"a batch for each domain, {name}", _share(ratio / EVERY), f"{ratio:.1f}"])
+        rows.append([name, _share(ratio / EVERY), f"{ratio:.1f}"])
     for name, settings in _ways(size).items():
         mixture = InBatchDGA(
             training.task, training.names, corpus.target, every=10**9, **settings, **target
@@ -122,7 +130,7 @@ def _ways(size: Size) -> dict[str, dict[str, Any]]:
     ways: dict[str, dict[str, Any]] = {
         f"training batch, {_rank(rank)}": {"rank": rank} for rank in RANKS
     }
-    for name, layers in _patterns(size).items():
+    for name, layers in {"without norms": WEIGHTS, **_patterns(size)}.items():
         ways[f"training batch, rank 8, {name}"] = {"rank": 8, "layers": layers}
     return ways
 
