@@ -53,6 +53,9 @@ QUICK = Sizes(
 )
 
 
+SMALL = Sizes(hidden=100, target=100, held_out=60, others=150, vocabulary=2048, steps=150, width=96)
+
+
 @dataclass(frozen=True)
 class Hidden:
     """Documents of a domain, hidden among others."""
@@ -185,7 +188,9 @@ def run(hidden: Hidden, name: str, sizes: Sizes, seed: int, *, train: bool) -> d
     texts = {row["id"]: row["text"] for row in hidden.raw}
     before = divergence(hidden.held_out, list(texts.values()))
     after = divergence(hidden.held_out, [texts[row] for row in chosen])
+    filled = sum(len(hidden.tokens[row]) for row in chosen) / hidden.budget
     found = {"precision": precision(hidden, chosen), "kl": before - after, "seconds": seconds}
+    found["filled"] = min(filled, 1.0)
     if train:
         found["perplexity"] = perplexity(hidden, chosen, sizes, seed)
     return found
@@ -195,13 +200,14 @@ def report(results: dict[str, dict[str, list[dict[str, float]]]]) -> str:
     """Return one table of all domains: means over seeds, and spreads of the perplexity."""
     head = ["method"]
     for domain in results:
-        head += [f"{domain}: precision", "KL reduction", "perplexity"]
+        head += [f"{domain}: precision", "budget filled", "KL reduction", "perplexity"]
     head.append("seconds to choose")
     rows = []
     for name in METHODS:
         row: list[object] = [name]
         for found in results.values():
             row += [f"{mean(one['precision'] for one in found[name]):.3f}"]
+            row += [f"{mean(one['filled'] for one in found[name]):.2f}"]
             row += [f"{mean(one['kl'] for one in found[name]):.3f}", _spread(found[name])]
         every = [one["seconds"] for found in results.values() for one in found[name]]
         rows.append([*row, f"{mean(every):.1f}"])
@@ -213,11 +219,12 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--data", type=Path, help="folder with domains as *.jsonl.gz")
     parser.add_argument("--domains", nargs="+", help="domains that are hidden in turn")
+    parser.add_argument("--small", action="store_true", help="100 hidden documents, not 500")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--train-seeds", type=int, default=2, help="seeds with a training")
     parser.add_argument("--cache", type=Path, help="results so far, to go on from")
     chosen = parse(parser)
-    sizes = QUICK if chosen.quick else Sizes()
+    sizes = QUICK if chosen.quick else SMALL if chosen.small else Sizes()
     domains = read_domains(chosen.data)
     names = chosen.domains or list(domains)[:1]
     results: dict[str, dict[str, list[dict[str, float]]]] = {}
