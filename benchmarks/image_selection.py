@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional
 
 from projections import Embeddings
-from selection import GIO, DataShare, FacilityLocation, KCenter, NeighbourGraph, Selection
+from selection import GIO, DataShare, FacilityLocation, KCenter, NeighbourGraph
 
 SHARE = 0.25
 DIMS = 50
@@ -84,11 +84,13 @@ def gio(estimate: Any) -> Choose:
 
 
 def by(selector: Any) -> Choose:
-    """Return a choice by a selector that draws nothing."""
+    """Return a choice by a selector that draws nothing, and so chooses once for all seeds."""
+    known: dict[int, np.ndarray] = {}
 
     def choose(rows: Embeddings, count: int, seed: int) -> np.ndarray:
-        found: Selection = selector.select(rows, num_selected=count)
-        return found.ids
+        if count not in known:
+            known[count] = selector.select(rows, num_selected=count).ids
+        return known[count]
 
     return choose
 

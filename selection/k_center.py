@@ -117,6 +117,10 @@ class Traversal:
         self._nearest = np.full(len(allowed), np.inf)
         self._owners = np.full(len(allowed), -1)
         self._num_taken = 0
+        self._squares = self._distances(self._rows, np.zeros_like(self._rows[:1]).sum(axis=0))
+        # Twice what a product of d numbers can be off, relative to both squared lengths.
+        precision = np.finfo(self._rows.dtype).eps
+        self._slack = 2.0 * (self._rows.shape[1] + 4) * float(precision)
 
     def run(self) -> Iterator[int]:
         """Yield rows, the farthest first."""
@@ -124,7 +128,7 @@ class Traversal:
         if not self._allowed.any():
             return
         center = np.mean(self._rows, axis=0, dtype=np.float64).astype(self._rows.dtype)
-        pick = int((self._distances(center) - left).argmin())
+        pick = int((self._distances(self._rows, center) - left).argmin())
         for _ in range(int(self._allowed.sum())):
             yield pick
             self._update(pick)
@@ -140,17 +144,24 @@ class Traversal:
 
     def _update(self, pick: int) -> None:
         """Take a pick into account."""
-        found = self._distances(self._rows[pick])
+        point = self._rows[pick]
+        sizes = self._squares + float(self._squares[pick])
+        # A product is fast and rounds; only rows that may have come nearer are measured.
+        least = sizes - 2.0 * (self._rows @ point) - self._slack * sizes
+        maybe = np.flatnonzero(least < self._nearest)
+        found = self._distances(self._rows[maybe] if len(maybe) < len(least) else self._rows, point)
+        nearer = found < self._nearest[maybe]
         self._num_taken += 1
-        nearer = found < self._nearest
-        self._nearest[nearer] = found[nearer]
-        self._owners[nearer] = pick
+        self._nearest[maybe[nearer]] = found[nearer]
+        self._owners[maybe[nearer]] = pick
 
-    def _distances(self, point: Float[np.ndarray, " d"]) -> Float[np.ndarray, " n"]:
+    def _distances(
+        self, rows: Float[np.ndarray, "n d"], point: Float[np.ndarray, " d"]
+    ) -> Float[np.ndarray, " n"]:
         """Return the squared distance of each row to a point."""
-        out = np.empty(len(self._rows))
-        height = max(1, BLOCK_ENTRIES // max(1, self._rows.shape[1]))
+        out = np.empty(len(rows))
+        height = max(1, BLOCK_ENTRIES // max(1, rows.shape[1]))
         for start in range(0, len(out), height):
-            away = self._rows[start : start + height] - point
+            away = rows[start : start + height] - point
             out[start : start + height] = np.einsum("nd,nd->n", away, away)
         return out
