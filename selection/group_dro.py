@@ -87,9 +87,13 @@ class GroupDRO:
             The weighted sum of the own losses, times the number of ranks.
 
         Raises:
-            ValueError: A group is out of range.
+            ValueError: A group is out of range, or they are not one a loss.
         """
         num_groups = len(self._logs)
+        if len(groups) != len(losses):
+            raise ValueError(
+                f"`groups` must have one entry a loss, {len(losses)}. Got {len(groups)}."
+            )
         if len(groups) and not 0 <= int(groups.min()) <= int(groups.max()) < num_groups:
             raise ValueError(
                 f"`groups` must be in [0, {num_groups - 1}]. Got {int(groups.min())} to "

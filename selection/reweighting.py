@@ -94,7 +94,15 @@ class Reweighting:
         Returns:
             Weights of the own examples, in the shapes of the losses. Over all micro-batches
             and ranks they sum to one.
+
+        Raises:
+            ValueError: The losses are reduced to one number.
         """
+        if any(part.ndim == 0 for part in losses):
+            raise ValueError(
+                "`losses` must hold one loss an example. Got a single number, which is the mean or "
+                "the sum of a batch. Compute it with `reduction='none'`."
+            )
         masks = counted or [torch.ones_like(part, dtype=torch.bool) for part in losses]
         wide = [at_least_float32(part.detach()) for part in losses]
         own = torch.cat([part[mask] for part, mask in zip(wide, masks, strict=True)])

@@ -150,7 +150,11 @@ class EffectiveSampleSize:
 
 def as_temperature(value: "float | Temperature") -> Temperature:
     """Return a number as a constant temperature."""
-    return ConstantTemperature(float(value)) if isinstance(value, int | float) else value
+    if isinstance(value, int | float):
+        return ConstantTemperature(float(value))
+    if not callable(value):
+        raise TypeError(f"`temperature` must be a number or a schedule. Got {value!r}.")
+    return value
 
 
 def check_positive(name: str, value: float) -> None:

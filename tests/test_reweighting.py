@@ -463,8 +463,19 @@ def test_ten_thousand_steps_stay_finite_and_a_nan_is_left_out() -> None:
     assert dro.weights[1] > 0.99  # not lost for good
 
 
+def test_a_loss_that_is_reduced_and_a_temperature_that_is_none_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"`losses` must hold one loss an example\. Got a single"):
+        Reweighting(LossReweighter())(torch.tensor(2.0))
+    with pytest.raises(
+        TypeError, match=r"`temperature` must be a number or a schedule\. Got 'hot'"
+    ):
+        LossReweighter(temperature="hot")  # pyright: ignore[reportArgumentType]
+
+
 def test_groups_out_of_range_are_refused() -> None:
     dro = GroupDRO(num_groups=2)
+    with pytest.raises(ValueError, match=r"`groups` must have one entry a loss, 3\. Got 2\."):
+        dro(torch.zeros(3), torch.tensor([0, 1]))
     with pytest.raises(ValueError, match=r"`groups` must be in \[0, 1\]\. Got 0 to 2\."):
         dro(torch.zeros(2), torch.tensor([0, 2]))
     with pytest.raises(ValueError, match=r"the state must have 2 groups\. Got 1\."):

@@ -251,6 +251,10 @@ def test_rows_and_sources_must_be_those_of_the_mixture() -> None:
         MixtureStream({"a": [1]}, mixture, batch_size=1, seed=0)
     with pytest.raises(ValueError, match=r"multiple of 2 ranks times 1 parts\. Got 3\."):
         MixtureStream({"a": [1], "b": [2]}, mixture, batch_size=3, seed=0, rank=0, num_ranks=2)
+    with pytest.raises(
+        ValueError, match=r"`rank` must be in \[0, 1\] \(ranks count from 0\)\. Got 2"
+    ):
+        MixtureStream({"a": [1], "b": [2]}, mixture, batch_size=2, seed=0, rank=2, num_ranks=2)
     once = iter([1, 2])
     with pytest.raises(TypeError, match=r"source 'b' must give its rows again when it is iterated"):
         MixtureStream({"a": [1], "b": once}, mixture, batch_size=3, seed=0)

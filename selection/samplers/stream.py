@@ -17,7 +17,7 @@ from jaxtyping import Int
 from torch import distributed
 from torch.utils.data import IterableDataset, get_worker_info
 
-from projections import DataError, check_at_least
+from projections import DataError, check_at_least, check_between
 from selection.mixtures import Mixture, OnlineMixture
 from selection.samplers.base import LAG
 from selection.samplers.domains import DomainDraws
@@ -81,6 +81,7 @@ class MixtureStream(IterableDataset):
         everyone = distributed.get_world_size() if together else 1
         self._num_ranks = everyone if num_ranks is None else num_ranks
         check_at_least("num_parts", num_parts, 1)
+        check_between("rank", self._rank, 0, self._num_ranks - 1, "ranks count from 0")
         if batch_size % (self._num_ranks * num_parts):
             raise ValueError(
                 f"`batch_size` must be a multiple of {self._num_ranks} ranks times {num_parts} "
