@@ -76,7 +76,7 @@ class GroupDRO:
         """The weight of each group; they sum to one."""
         return self._logs.softmax(0).float()
 
-    def __call__(self, losses: Float[Tensor, " n"], groups: Int[Tensor, " n"]) -> Tensor:
+    def __call__(self, losses: Float[Tensor, " n"], groups: Int[Tensor, " _"]) -> Tensor:
         """Update the weights of the groups and return the loss of the batch.
 
         Args:

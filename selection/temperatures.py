@@ -150,11 +150,7 @@ class EffectiveSampleSize:
 
 def as_temperature(value: "float | Temperature") -> Temperature:
     """Return a number as a constant temperature."""
-    if isinstance(value, int | float):
-        return ConstantTemperature(float(value))
-    if not callable(value):
-        raise TypeError(f"`temperature` must be a number or a schedule. Got {value!r}.")
-    return value
+    return ConstantTemperature(float(value)) if isinstance(value, int | float) else value
 
 
 def check_positive(name: str, value: float) -> None:
