@@ -118,12 +118,12 @@ def faiss_lines(
 ) -> list[list[str]]:
     """Return the lines of one FAISS index, alone and with candidates scored again."""
     began = time.perf_counter()
-    widen_search(faiss_beside(GradientStore.open(path), factory))
+    faiss_beside(GradientStore.open(path), factory)
     built = f"{time.perf_counter() - began:.0f}"
     gc.collect()
 
     def alone() -> FaissIndex:
-        return widen_search(faiss_beside(GradientStore.open(path), factory))
+        return faiss_beside(GradientStore.open(path), factory)
 
     def reranked() -> Reranked:
         return Reranked(alone(), GradientStore.open(path), CANDIDATES)
@@ -136,12 +136,6 @@ def faiss_lines(
     for line in lines:
         line[1:3] = [built, f"{size / 2**20:.0f}"]
     return lines
-
-
-def widen_search(index: FaissIndex) -> FaissIndex:
-    """Look into a sixteenth of the lists, where there are any."""
-    lists = faiss.try_extract_index_ivf(index.index)
-    return index if lists is None else index.with_lists_searched(max(1, lists.nlist // 16))
 
 
 def measure(

@@ -29,6 +29,7 @@ INSTALL = "pip install 'gradsift[cpu]' (or 'gradsift[gpu]')"
 TRAIN_ROWS_PER_LIST = 64  # rows that train an index, a random sample
 LEAST_TRAIN_ROWS = 10_000
 LEAST_PRODUCT_ROWS = 256  # that product quantisers are trained on
+LISTS_SEARCHED = 16  # one list in so many is looked into, unless said otherwise
 ADDED_ROWS = 1 << 14  # rows added at a time
 FOLDER = "faiss"  # of the indexes beside a store
 KIND = "a FAISS index made by `FaissIndex.save`"
@@ -64,6 +65,8 @@ class FaissIndex:
     ) -> "FaissIndex":
         """Build an index from a factory string such as ``"IVF256,SQ8"``.
 
+        An index with lists looks into a sixteenth of them; see `with_lists_searched`.
+
         Args:
             rows: A `GradientStore`, or an array ``n d``.
             factory: A FAISS factory string.
@@ -81,6 +84,8 @@ class FaissIndex:
             index.train(_training_rows(whole, index, factory, seed))
         for block in track(_blocks(whole), "faiss", total=len(whole), size=len):
             index.add(np.ascontiguousarray(block, np.float32))
+        if (lists := _faiss().try_extract_index_ivf(index)) is not None:
+            lists.nprobe = max(1, lists.nlist // LISTS_SEARCHED)
         note = {"factory": factory, "seed": seed, "num_rows": len(whole)}
         if is_store:
             note["store"] = rows.fingerprint

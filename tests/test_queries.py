@@ -10,7 +10,17 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from influence import TRAK, GradientCosine, GradientDot, Metric, retrieve, retrieve_rows
+from influence import (
+    EKFAC,
+    TRAK,
+    GradientCosine,
+    GradientDot,
+    InfluenceIndex,
+    Metric,
+    build_index,
+    retrieve,
+    retrieve_rows,
+)
 from projections import (
     SJLT,
     DataError,
@@ -121,3 +131,17 @@ def test_rows_are_found_in_the_data_by_id_after_a_deletion(tmp_path: Path) -> No
     assert store.ids[top.positions].tolist() == top.ids.tolist()
     with pytest.raises(DataError, match=r"must have the rows with the ids \[7\]"):
         Rows(data).find([10, 7])
+
+
+def test_an_influence_index_ranks_what_is_left_again_after_a_deletion(tmp_path: Path) -> None:
+    task, data, _ = build(tmp_path / "unused")
+    fitted = EKFAC(seed=0).fit(task, data)
+    index = build_index(fitted, task, data, num_dims=32, path=tmp_path / "index")
+    best = index.search(task, data[:1], k=2)[0].ids[0]
+    delete_rows(tmp_path / "index" / "store", best)
+    index = InfluenceIndex.load(tmp_path / "index")
+    left = [row for row in data if row["id"] not in best.tolist()]
+    exact = fitted.scores(task, data[:1], left).values
+    top, _ = index.search(task, data[:1], k=5, rerank=38, data=data)
+    order = np.argsort(-exact[0], kind="stable")[:5]
+    assert top.ids[0].tolist() == [left[place]["id"] for place in order]
