@@ -1,6 +1,9 @@
 """What an example did to a prediction."""
 
-from influence.base import FittedMetric, Metric
+from influence.arnoldi import Arnoldi
+from influence.astra import ASTRA
+from influence.base import FittedInfluence, FittedMetric, Metric
+from influence.conjugate_gradients import ConjugateGradients
 from influence.curvature import Curvature, FittedCurvature
 from influence.damping import (
     AbsoluteDamping,
@@ -12,39 +15,68 @@ from influence.damping import (
 from influence.diagonal import Diagonal, Identity
 from influence.eigen_index import EigenProjector, choose_coordinates
 from influence.ekfac import EKFAC, KFAC
+from influence.gauss_newton import GaussNewton
 from influence.gradient_dot import GradientCosine, GradientDot
+from influence.hessian import Hessian
 from influence.influence_index import InfluenceIndex, build_index
 from influence.kfac_math import LayerCurvature, Rotation
 from influence.lds import LDS, linear_datamodeling_score
 from influence.lexical import Candidates, lexical_candidates
+from influence.lissa import LiSSA
+from influence.neumann import Neumann
+from influence.nystroem import Nystroem
 from influence.pairwise import SelfInfluence
 from influence.plan import Plan, make_plan
+from influence.preconditioners import CurvaturePreconditioner, NoPreconditioner, Preconditioner
+from influence.products import Matrix, MeanMatrix, Products, SymmetricMatrix
 from influence.retrieval import retrieve, retrieve_rows
+from influence.solver import FittedInverse, Inverse, PreparedSolver, Solution, Solver
 from influence.trak import TRAK
 
 __all__ = [
+    "ASTRA",
     "EKFAC",
     "KFAC",
     "LDS",
     "TRAK",
     "AbsoluteDamping",
+    "Arnoldi",
     "Candidates",
+    "ConjugateGradients",
     "Curvature",
+    "CurvaturePreconditioner",
     "Damping",
     "Diagonal",
     "EigenProjector",
     "FittedCurvature",
+    "FittedInfluence",
+    "FittedInverse",
     "FittedMetric",
+    "GaussNewton",
     "GradientCosine",
     "GradientDot",
+    "Hessian",
     "Identity",
     "InfluenceIndex",
+    "Inverse",
     "LayerCurvature",
+    "LiSSA",
+    "Matrix",
+    "MeanMatrix",
     "Metric",
+    "Neumann",
+    "NoPreconditioner",
+    "Nystroem",
     "Plan",
+    "Preconditioner",
+    "PreparedSolver",
+    "Products",
     "RelativeDamping",
     "Rotation",
     "SelfInfluence",
+    "Solution",
+    "Solver",
+    "SymmetricMatrix",
     "build_index",
     "choose_coordinates",
     "lexical_candidates",

@@ -7,12 +7,12 @@ query's loss. Scores are divided by nothing unless the name says so; in particul
 the number of examples.
 """
 
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 
-from projections import GradientStore
+from projections import GradientStore, PassSettings, Scores, Task
 
 
 @runtime_checkable
@@ -38,4 +38,15 @@ class Metric(Protocol):
 
     def fit(self, store: GradientStore) -> FittedMetric:
         """Look at the rows of a store once."""
+        ...
+
+
+@runtime_checkable
+class FittedInfluence(Protocol):
+    """An attribution method that was fitted to a model and its training data."""
+
+    def scores(
+        self, task: Task, queries: Any, data: Any, *, settings: PassSettings | None = None
+    ) -> Scores:
+        """Return the influence of every training example on every query, ``q n``."""
         ...

@@ -56,7 +56,7 @@ from projections.layout import Layout, find_components
 from projections.masked import Masked
 from projections.parallel import ordered_map
 from projections.pass_plan import PassPlan, plan_pass
-from projections.passes import PassSettings, run_pass
+from projections.passes import PassSettings, pack, run_pass
 from projections.per_example import (
     Component,
     Formed,
@@ -205,6 +205,7 @@ __all__ = [
     "merge_stores",
     "normal_entries",
     "ordered_map",
+    "pack",
     "plan_pass",
     "project_gradients",
     "query_rows",

@@ -4,6 +4,7 @@ Letters: ``n`` examples, ``d`` parameters, ``k`` projected dimensions or neighbo
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,28 @@ from projections import (
     find_components,
 )
 from projections.tracing import trace
+
+
+@dataclass(frozen=True)
+class DenseMatrix:
+    """A symmetric matrix that is written out, behind the seam of those known by their products."""
+
+    values: Tensor
+
+    @property
+    def num_dims(self) -> int:
+        return len(self.values)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.values.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.values.device
+
+    def apply(self, vectors: Tensor) -> Tensor:
+        return vectors @ self.values
 
 
 def gradients_one_by_one(task: Task, examples: Sequence[Any]) -> dict[str, Tensor]:

@@ -94,6 +94,20 @@ influence.pairwise          scores of pairs, tops, self-influence
 influence.curvature         fitted curvature, and what it answers
 influence.ekfac             EK-FAC and K-FAC
 influence.diagonal          the diagonal, and the identity
+influence.parameter_space   parameters as coordinates of vectors
+influence.products          products with means over a dataset
+influence.hessian           products with the Hessian
+influence.gauss_newton      products with the Gauss-Newton matrix
+influence.solver            influence by solving linear systems
+influence.preconditioners   cheap approximate inverses
+influence.nystroem          a preconditioner from a random sketch
+influence.conjugate_gradients   conjugate gradients, many at once
+influence.power_iteration   the largest eigenvalue
+influence.richardson        steps along residuals
+influence.neumann           the Neumann series
+influence.lissa             the same on random rows
+influence.astra             the same, preconditioned by EK-FAC
+influence.arnoldi           the largest eigenvalues, inverted exactly
 influence.plan              bytes and operations before anything runs
 influence.eigen_index       the coordinates of most curvature
 influence.whitening         queries times an inverse curvature

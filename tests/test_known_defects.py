@@ -6,12 +6,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from oracles import gradients_one_by_one
+from oracles import DenseMatrix, gradients_one_by_one
 from test_ekfac import Reused, TinyLM, alone, gauss_newton, regression, vectors
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from influence import EKFAC, AbsoluteDamping, FittedCurvature, Identity
+from influence import (
+    EKFAC,
+    AbsoluteDamping,
+    Arnoldi,
+    ConjugateGradients,
+    FittedCurvature,
+    GaussNewton,
+    Identity,
+    LiSSA,
+    Neumann,
+)
 from influence.covariances import Covariances
 from influence.queries import FullQueries
 from projections import (
@@ -226,3 +236,41 @@ def test_labels_are_not_drawn_for_padding_and_prompts() -> None:
     # The position before a token predicts it.
     assert nonzero[0].tolist() == [False, False, True, True, False]
     assert nonzero[1].tolist() == [True, True, False, False, False]
+
+
+def test_each_right_hand_side_has_a_tolerance_of_its_own_length() -> None:
+    # The symptom: tolerances of columns were paired with rows, so that short ones stopped early.
+    basis = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64)).Q
+    eigenvalues = torch.logspace(-1, 2, 6, dtype=torch.float64)
+    matrix = DenseMatrix(basis @ torch.diag(eigenvalues) @ basis.mT)
+    vectors = torch.randn(4, 6, dtype=torch.float64) * torch.tensor([[1e-8], [1.0], [1e8], [1e-4]])
+    solution = ConjugateGradients(tolerance=1e-9).prepare(matrix, 0.1).solve(vectors)
+    damped = matrix.values + 0.1 * torch.eye(6, dtype=torch.float64)
+    left = vectors - solution.vectors @ damped
+    assert (left.norm(dim=1) <= 1e-9 * vectors.norm(dim=1)).all()
+
+
+def test_the_krylov_matrix_of_symmetric_curvature_is_decomposed_as_symmetric() -> None:
+    # The symptom: real parts of eigenvalues of a matrix that rounding had made unsymmetric.
+    basis = torch.linalg.qr(torch.randn(40, 40, dtype=torch.float64)).Q
+    eigenvalues = torch.cat([torch.tensor([100.0, -90.0, 80.0]), torch.linspace(-1, 1, 37)])
+    matrix = DenseMatrix((basis @ torch.diag(eigenvalues.double()) @ basis.mT).float())
+    found = Arnoldi(num_steps=30, num_kept=3, seed=0).prepare(matrix, 95.0)
+    np.testing.assert_allclose(found.eigenvalues.numpy(), [100, -90, 80], rtol=1e-5)
+    vectors = found.eigenvectors
+    np.testing.assert_allclose((vectors @ vectors.mT).numpy(), np.eye(3), atol=1e-5)
+
+
+def test_the_damping_of_a_series_is_taken_off_and_not_added() -> None:
+    # The symptom: the sign of the damping, which gave the inverse of the curvature less it.
+    values = torch.diag(torch.tensor([0.0, 1.0, 3.0], dtype=torch.float64))
+    solver = Neumann(tolerance=1e-10).prepare(DenseMatrix(values), 0.5)
+    found = solver.solve(torch.eye(3, dtype=torch.float64)).vectors
+    np.testing.assert_allclose(found.numpy(), np.diag([2.0, 1 / 1.5, 1 / 3.5]), rtol=1e-8)
+    torch.manual_seed(0)
+    task = Classification(double(nn.Linear(4, 3)))
+    data, vector = vectors(6, 4), torch.randn(1, 15, dtype=torch.float64)
+    whole = GaussNewton(seed=0).of(task, data)
+    lissa = LiSSA(num_steps=60, batch_size=6, tolerance=1e-3, seed=0).prepare(whole, 2.0)
+    x = lissa.solve(vector).vectors
+    np.testing.assert_allclose((whole.apply(x) + 2.0 * x).numpy(), vector.numpy(), atol=1e-3)

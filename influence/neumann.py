@@ -1,0 +1,49 @@
+"""The Neumann series of an inverse.
+
+Letters: ``q`` right-hand sides, ``d`` parameters.
+"""
+
+from dataclasses import dataclass
+
+from influence.power_iteration import largest_eigenvalue
+from influence.preconditioners import NoPreconditioner
+from influence.products import SymmetricMatrix
+from influence.richardson import PreparedSteps, Steps, every_row
+from projections import check_at_least
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neumann:
+    r"""Solve by :math:`x = \eta \sum_t (I - \eta (H + \lambda))^t g`, step by step.
+
+    The step is one over the largest eigenvalue, from a power iteration, times the margin.
+    The number of steps grows with the ratio of that eigenvalue to the damping; conjugate
+    gradients take its root.
+
+    Args:
+        tolerance: Largest residual, relative to the right-hand side.
+        max_steps: Most steps; each is one product, a pass over the data.
+        margin: How much larger the eigenvalue may be than the power iteration found.
+
+    References:
+        Agarwal, Bullins and Hazan, Second-order stochastic optimization for machine learning
+        in linear time (JMLR 2017), arXiv:1602.03943, Sec. 3.
+    """
+
+    tolerance: float = 1e-2
+    max_steps: int = 1000
+    margin: float = 1.1
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        check_at_least("tolerance", self.tolerance, 0)
+        check_at_least("max_steps", self.max_steps, 1)
+        check_at_least("margin", self.margin, 0.5)
+
+    def prepare(self, matrix: SymmetricMatrix, damping: float) -> PreparedSteps:
+        """Find the step."""
+        identity = NoPreconditioner().prepare(matrix, damping)
+        size = 1 / (self.margin * largest_eigenvalue(matrix, damping, identity))
+        steps = Steps(every_row(matrix), damping, size, identity, self.max_steps, self.tolerance)
+        remedy = "Raise `max_steps` or `damping`, or use ConjugateGradients."
+        return PreparedSteps(matrix, (steps,), self.tolerance, remedy)
