@@ -188,7 +188,8 @@ class Survey:
             self.domains[1].update(names[row] for row in np.flatnonzero(result.kept).tolist())
         best = result.log_weights.max(axis=1, initial=-np.inf)
         for end, sign in (("largest", 1), ("smallest", -1)):
-            rows = np.argsort(-sign * best, kind="stable")[:NUM_SHOWN].tolist()
+            least = np.sort(sign * best)[-NUM_SHOWN:].min(initial=np.inf)
+            rows = np.flatnonzero(sign * best >= least).tolist()  # ties go by the id, below
             new = [(sign * float(best[row]), *_row(result.batch, row)) for row in rows]
             self.ends[end] = heapq.nlargest(NUM_SHOWN, self.ends[end] + new)
 

@@ -91,8 +91,9 @@ def test_a_report_says_how_near_the_choice_came() -> None:
         assert after == pytest.approx(domains.count(name) / 40)
     weights = FITTED.log_weights(RAW)
     order = np.argsort(-weights.columns["log_weight"])
-    assert [one["id"] for one in found["largest"]] == weights.ids[order[:5]].tolist()
-    assert [one["id"] for one in found["smallest"]] == weights.ids[order[::-1][:5]].tolist()
+    values = weights.columns["log_weight"][order].tolist()
+    assert [one["log_weight"] for one in found["largest"]] == values[:5]
+    assert [one["log_weight"] for one in found["smallest"]] == values[::-1][:5]
     other = FITTED.select(RAW, num_selected=40, seed=1).ids.tolist()
     assert found["agreement"] == len(set(other) & set(CHOSEN.ids.tolist())) / 40
     middle = np.median(CHOSEN.columns["num_tokens"])
