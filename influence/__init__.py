@@ -18,11 +18,15 @@ from influence.ekfac import EKFAC, KFAC
 from influence.gauss_newton import GaussNewton
 from influence.gradient_dot import GradientCosine, GradientDot
 from influence.hessian import Hessian
+from influence.implicit_differentiation import hypergradients
 from influence.influence_index import InfluenceIndex, build_index
 from influence.kfac_math import LayerCurvature, Rotation
 from influence.lds import LDS, linear_datamodeling_score
+from influence.leave_one_out import FittedLeaveOneOut
 from influence.lexical import Candidates, lexical_candidates
 from influence.lissa import LiSSA
+from influence.logistic_leave_one_out import LogisticLeaveOneOut
+from influence.metagradients import FittedMetagradients, Metagradients
 from influence.neumann import Neumann
 from influence.nystroem import Nystroem
 from influence.pairwise import SelfInfluence
@@ -30,7 +34,9 @@ from influence.plan import Plan, make_plan
 from influence.preconditioners import CurvaturePreconditioner, NoPreconditioner, Preconditioner
 from influence.products import Matrix, MeanMatrix, Products, SymmetricMatrix
 from influence.retrieval import retrieve, retrieve_rows
+from influence.ridge_leave_one_out import RidgeLeaveOneOut
 from influence.solver import FittedInverse, Inverse, PreparedSolver, Solution, Solver
+from influence.source import SOURCE, FittedSOURCE, Segment
 from influence.trak import TRAK
 
 __all__ = [
@@ -38,6 +44,7 @@ __all__ = [
     "EKFAC",
     "KFAC",
     "LDS",
+    "SOURCE",
     "TRAK",
     "AbsoluteDamping",
     "Arnoldi",
@@ -51,7 +58,10 @@ __all__ = [
     "FittedCurvature",
     "FittedInfluence",
     "FittedInverse",
+    "FittedLeaveOneOut",
+    "FittedMetagradients",
     "FittedMetric",
+    "FittedSOURCE",
     "GaussNewton",
     "GradientCosine",
     "GradientDot",
@@ -61,8 +71,10 @@ __all__ = [
     "Inverse",
     "LayerCurvature",
     "LiSSA",
+    "LogisticLeaveOneOut",
     "Matrix",
     "MeanMatrix",
+    "Metagradients",
     "Metric",
     "Neumann",
     "NoPreconditioner",
@@ -72,13 +84,16 @@ __all__ = [
     "PreparedSolver",
     "Products",
     "RelativeDamping",
+    "RidgeLeaveOneOut",
     "Rotation",
+    "Segment",
     "SelfInfluence",
     "Solution",
     "Solver",
     "SymmetricMatrix",
     "build_index",
     "choose_coordinates",
+    "hypergradients",
     "lexical_candidates",
     "linear_datamodeling_score",
     "make_plan",

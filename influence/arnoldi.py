@@ -39,6 +39,16 @@ class Arnoldi:
         tolerance: Largest residual, relative to the right-hand side; None only reports it.
         seed: Seed of the first vector.
 
+    Example:
+        >>> from influence import GaussNewton
+        >>> from projections import Regression
+        >>> task = Regression(torch.nn.Linear(2, 1, bias=False))
+        >>> data = [(torch.tensor(row), torch.ones(1)) for row in ([2.0, 0.0], [0.0, 1.0])]
+        >>> matrix = GaussNewton(fisher="exact", seed=0).of(task, data)  # diag(2, 1/2)
+        >>> solver = Arnoldi(num_steps=2, num_kept=2, seed=0).prepare(matrix, 0.5)
+        >>> solver.solve(torch.ones(1, 2)).vectors
+        tensor([[0.4000, 1.0000]])
+
     References:
         Schioppa et al., Scaling up influence functions (AAAI 2022), arXiv:2112.03052, Sec. 4.
     """

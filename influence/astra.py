@@ -33,6 +33,17 @@ class ASTRA:
         tolerance: Largest residual over all rows, relative to the right-hand side.
         seed: Seed of the rows.
 
+    Example:
+        >>> import torch
+        >>> from influence import GaussNewton, Nystroem
+        >>> from projections import Regression
+        >>> task = Regression(torch.nn.Linear(2, 1, bias=False))
+        >>> data = [(torch.tensor(row), torch.ones(1)) for row in ([2.0, 0.0], [0.0, 1.0])]
+        >>> matrix = GaussNewton(fisher="exact", seed=0).of(task, data)  # diag(2, 1/2)
+        >>> solver = ASTRA(preconditioner=Nystroem(rank=2, seed=0), tolerance=1e-6, seed=0)
+        >>> solver.prepare(matrix, 0.5).solve(torch.ones(1, 2)).vectors
+        tensor([[0.4000, 1.0000]])
+
     References:
         Wang et al., Better training data attribution via better inverse Hessian-vector
         products (2025), arXiv:2507.14740, Sec. 3.

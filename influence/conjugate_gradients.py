@@ -36,6 +36,16 @@ class ConjugateGradients:
         preconditioner: A cheap approximate inverse: `CurvaturePreconditioner` of EK-FAC or of
             the diagonal, `Nystroem`.
 
+    Example:
+        >>> from influence import GaussNewton
+        >>> from projections import Regression
+        >>> task = Regression(torch.nn.Linear(2, 1, bias=False))
+        >>> data = [(torch.tensor(row), torch.ones(1)) for row in ([2.0, 0.0], [0.0, 1.0])]
+        >>> matrix = GaussNewton(fisher="exact", seed=0).of(task, data)  # diag(2, 1/2)
+        >>> solution = ConjugateGradients().prepare(matrix, 0.5).solve(torch.ones(1, 2))
+        >>> solution.vectors, solution.num_steps
+        (tensor([[0.4000, 1.0000]]), (2,))
+
     References:
         Hestenes and Stiefel, Methods of conjugate gradients for solving linear systems (1952).
         Martens, Deep learning via Hessian-free optimization (ICML 2010), for networks.

@@ -35,6 +35,17 @@ class LiSSA:
             keeps it from zero.
         seed: Seed of the rows.
 
+    Example:
+        >>> import torch
+        >>> from influence import GaussNewton
+        >>> from projections import Regression
+        >>> task = Regression(torch.nn.Linear(2, 1, bias=False))
+        >>> data = [(torch.tensor(row), torch.ones(1)) for row in ([2.0, 0.0], [0.0, 1.0])]
+        >>> matrix = GaussNewton(fisher="exact", seed=0).of(task, data)  # diag(2, 1/2)
+        >>> solver = LiSSA(num_steps=100, batch_size=2, seed=0).prepare(matrix, 0.5)
+        >>> solver.solve(torch.ones(1, 2)).vectors
+        tensor([[0.4000, 1.0000]])
+
     References:
         Agarwal, Bullins and Hazan (JMLR 2017), arXiv:1602.03943, Alg. 1. Koh and Liang (ICML
         2017), arXiv:1703.04730, Sec. 3. Klochkov and Liu, Revisiting inverse Hessian vector

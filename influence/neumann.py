@@ -25,6 +25,17 @@ class Neumann:
         max_steps: Most steps; each is one product, a pass over the data.
         margin: How much larger the eigenvalue may be than the power iteration found.
 
+    Example:
+        >>> import torch
+        >>> from influence import GaussNewton
+        >>> from projections import Regression
+        >>> task = Regression(torch.nn.Linear(2, 1, bias=False))
+        >>> data = [(torch.tensor(row), torch.ones(1)) for row in ([2.0, 0.0], [0.0, 1.0])]
+        >>> matrix = GaussNewton(fisher="exact", seed=0).of(task, data)  # diag(2, 1/2)
+        >>> solver = Neumann(tolerance=1e-6).prepare(matrix, 0.5)
+        >>> solver.solve(torch.ones(1, 2)).vectors
+        tensor([[0.4000, 1.0000]])
+
     References:
         Agarwal, Bullins and Hazan, Second-order stochastic optimization for machine learning
         in linear time (JMLR 2017), arXiv:1602.03943, Sec. 3.

@@ -30,6 +30,16 @@ class Nystroem:
         rank: Number ``r`` of products, and of vectors that are kept.
         seed: Seed of the random vectors.
 
+    Example:
+        >>> from influence import GaussNewton
+        >>> from projections import Regression
+        >>> task = Regression(torch.nn.Linear(2, 1, bias=False))
+        >>> data = [(torch.tensor(row), torch.ones(1)) for row in ([2.0, 0.0], [0.0, 1.0])]
+        >>> matrix = GaussNewton(fisher="exact", seed=0).of(task, data)  # diag(2, 1/2)
+        >>> precondition = Nystroem(rank=2, seed=0).prepare(matrix, 0.5)
+        >>> precondition(torch.ones(1, 2))  # the inverse times damping plus 1/2
+        tensor([[0.4000, 1.0000]])
+
     References:
         Frangella, Tropp and Udell, Randomized Nyström preconditioning (SIMAX 2023),
         arXiv:2110.02820, Eq. 1.3 and Alg. 2.1.

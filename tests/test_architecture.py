@@ -108,6 +108,12 @@ influence.neumann           the Neumann series
 influence.lissa             the same on random rows
 influence.astra             the same, preconditioned by EK-FAC
 influence.arnoldi           the largest eigenvalues, inverted exactly
+influence.metagradients     a training run, differentiated by its examples
+influence.leave_one_out     linear models without each example
+influence.ridge_leave_one_out   ridge regression, in closed form
+influence.logistic_leave_one_out    logistic regression, by Newton's method
+influence.source            influence along a training run, by segments
+influence.implicit_differentiation  a query's loss by hyper-parameters
 influence.plan              bytes and operations before anything runs
 influence.eigen_index       the coordinates of most curvature
 influence.whitening         queries times an inverse curvature
