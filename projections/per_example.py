@@ -409,6 +409,9 @@ def fold_examples(term: Term, num_examples: int) -> Term:
     if isinstance(term, TableRows):
         grads = term.output_grads.reshape(num_examples, -1, term.output_grads.shape[-1])
         return TableRows(term.component, term.ids.reshape(num_examples, -1), grads)
+    if isinstance(term, Formed):
+        folded = (v.reshape(num_examples, -1, *v.shape[1:]).sum(1) for v in term.values)
+        return Formed(term.component, tuple(folded))
     inputs, grads = (
         factor.unflatten(0, (num_examples, -1)).movedim(1, -3).flatten(-3, -2)
         for factor in (term.inputs, term.output_grads)

@@ -107,7 +107,7 @@ def tokenize(
         hashes[num] = value
         num += np.int64(state != NO_CLASS)
         row_tokens[row + 1] = num
-    return num
+    return int(num)
 
 
 @compiled

@@ -85,7 +85,9 @@ def test_weights_sum_to_one_and_follow_a_permutation(curve, losses: Tensor, seed
     torch.testing.assert_close(moved, found[order], atol=ROUNDING, rtol=0)
 
 
-@pytest.mark.parametrize("loss_range", [full_range, FencedRange(), QuantileRange()], ids=str)
+@pytest.mark.parametrize(
+    "loss_range", [full_range, FencedRange(), QuantileRange()], ids=["full", "fenced", "quantile"]
+)
 @pytest.mark.parametrize("curve", ON_A_RANGE, ids=names)
 @given(losses=batches, scale=st.sampled_from([0.25, 2.0, 1024.0]), shift=st.integers(-8, 8))
 @settings(deadline=None, max_examples=15)
