@@ -14,6 +14,7 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
     [
         "memory",
         "replay_cost",
+        "solvers",
         pytest.param("influence_index", marks=pytest.mark.slow),
         pytest.param("index_speed", marks=pytest.mark.slow),
         "traker_mlp",

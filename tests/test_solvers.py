@@ -41,6 +41,7 @@ from projections import (
     ConvergenceError,
     HeadSplit,
     NonDeterministicError,
+    NonFiniteError,
     PassSettings,
     Regression,
     StoreMismatchError,
@@ -331,6 +332,33 @@ def test_dropout_and_mean_losses_are_refused_before_any_product() -> None:
     task, train, _ = perceptron()
     with pytest.raises(NonDeterministicError, match="rest of its batch"):
         Hessian().of(Mean(task.model), train)
+
+
+class Powers(nn.Module):
+    """A power of something that is zero, whose second derivative is infinite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3, bias=False)
+        nn.init.zeros_(self.layer.weight)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.layer(inputs).abs().pow(1.5)
+
+
+def test_products_that_are_not_finite_are_refused() -> None:
+    _, train, _ = perceptron(4)
+    matrix = Hessian().of(Classification(Powers().double().eval()), train)
+    with pytest.raises(NonFiniteError, match=r"must be finite, and is not.*Use GaussNewton"):
+        matrix.apply(torch.ones(1, 9).double())
+
+
+def test_solvers_ask_for_the_same_model_and_not_for_an_equal_one() -> None:
+    task, train, queries = perceptron(4)
+    other, *_ = perceptron(4)
+    method = fitted(SOLVERS["conjugate gradients"], task, train)
+    with pytest.raises(StoreMismatchError, match="the same object"):
+        method.scores(other, queries, train)
 
 
 def test_layers_taken_apart_by_head_are_refused() -> None:
