@@ -20,6 +20,7 @@ from influence.gradient_dot import GradientCosine, GradientDot
 from influence.hessian import Hessian
 from influence.implicit_differentiation import hypergradients
 from influence.influence_index import InfluenceIndex, build_index
+from influence.inverse import FittedInverse, Inverse
 from influence.kfac_math import LayerCurvature, Rotation
 from influence.lds import LDS, linear_datamodeling_score
 from influence.leave_one_out import FittedLeaveOneOut
@@ -35,7 +36,7 @@ from influence.preconditioners import CurvaturePreconditioner, NoPreconditioner,
 from influence.products import Matrix, MeanMatrix, Products, SymmetricMatrix
 from influence.retrieval import retrieve, retrieve_rows
 from influence.ridge_leave_one_out import RidgeLeaveOneOut
-from influence.solver import FittedInverse, Inverse, PreparedSolver, Solution, Solver
+from influence.solver import PreparedSolver, Solution, Solver
 from influence.source import SOURCE, FittedSOURCE, Segment
 from influence.trak import TRAK
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from influence.solver import FittedInverse
+from influence.inverse import FittedInverse
 from projections import PassSettings, Task, as_rows
 
 HyperLosses = Callable[[Any], Tensor]

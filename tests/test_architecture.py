@@ -98,7 +98,8 @@ influence.parameter_space   parameters as coordinates of vectors
 influence.products          products with means over a dataset
 influence.hessian           products with the Hessian
 influence.gauss_newton      products with the Gauss-Newton matrix
-influence.solver            influence by solving linear systems
+influence.solver            the seam of solvers
+influence.inverse           influence by solving linear systems
 influence.preconditioners   cheap approximate inverses
 influence.nystroem          a preconditioner from a random sketch
 influence.conjugate_gradients   conjugate gradients, many at once
