@@ -42,7 +42,7 @@ class Setting:
 
 
 FULL = (
-    Setting("a", 256, 1024, 4, 1024),
+    Setting("a", 256, 1024, 4, 384),
     Setting("b", 1024, 4096, 2, 96),
 )
 SIDE = 2048  # of the square product that rates are compared with
