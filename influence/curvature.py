@@ -46,7 +46,7 @@ from projections import (
 )
 
 QUERY_BYTES = 2 << 30  # query gradients held at a time unless said otherwise
-FORMAT = "gradsift-curvature-1"
+FORMAT = "gradsift-curvature-2"  # 2 keeps the damping
 
 
 @runtime_checkable

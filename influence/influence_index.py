@@ -48,6 +48,7 @@ from projections import (
     as_rows,
     check_at_least,
     check_between,
+    describe,
     read_json,
     run_pass,
     write_json,
@@ -281,6 +282,7 @@ def build_index(
         "projector": projector.describe(),
         "data": rows.fingerprint,
         "shard_size": reading.shard_size,
+        "curvature_damping": describe(curvature.damping),  # self-influence beside the rows has it
     }
     writer = StoreWriter(folder / STORE, how, num_rows=len(rows), dtype=row_dtype)
     if not (folder / CURVATURE).exists():

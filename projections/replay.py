@@ -15,6 +15,7 @@ each example, and the gradient of that zero is the output gradient their rule as
 Not handled: modules that draw random numbers or change state in their forward.
 """
 
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ from projections.errors import UnsupportedLayerError
 from projections.layers import Call, Part, Use, in_full_precision
 from projections.lookups import watch_lookups
 from projections.per_example import Component, Term, Vectors
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,14 @@ class Replay:
                         warnings.simplefilter("error")
                         grads, shifts = vmap(lambda i, g: run.one(i, g, zeros))(*run.pieces)
                     return grads, shifts, seen
-                except Exception:
+                except torch.OutOfMemoryError:
+                    raise
+                except Exception as error:
+                    logger.warning(
+                        "%r is run again one example at a time, which is slow: vmap says %s",
+                        self.name or "(the model itself)",
+                        error,
+                    )
                     self._allows_vmap = False
             found = [
                 run.one([x[e] for x in run.pieces[0]], [x[e] for x in run.pieces[1]], zeros)

@@ -134,6 +134,14 @@ def test_another_gram_matrix_is_not_mistaken_for_the_first(setup, tmp_path) -> N
     assert not np.allclose(exact.gram, data.gram)
 
 
+def test_an_index_is_not_built_on_under_another_damping(setup, tmp_path) -> None:
+    task, train, _, fitted = setup
+    build_index(fitted, task, train, num_dims=9, path=tmp_path)
+    other = fitted.with_damping(AbsoluteDamping(0.7))
+    with pytest.raises(StoreMismatchError, match="curvature_damping"):
+        build_index(other, task, train, num_dims=9, path=tmp_path)
+
+
 def test_a_reranked_search_has_the_full_scores(setup, tmp_path) -> None:
     task, train, queries, fitted = setup
     index = build_index(fitted, task, train, num_dims=4, path=tmp_path)
