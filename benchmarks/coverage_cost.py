@@ -33,7 +33,7 @@ from selection import (
     SemanticDedup,
     UniformStart,
 )
-from selection.divergence import Targets, log_distances, mean_divergence
+from selection.gio.divergence import Targets, log_distances, mean_divergence
 
 PARTS = ("gio", "facility", "million")
 DIMS, LARGE_DIMS = 384, 64

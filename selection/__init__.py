@@ -3,35 +3,37 @@
 from selection.base import Selection
 from selection.chosen_rows import check_format, row_writer, write_chosen
 from selection.clusters import Clusters, KMeans
-from selection.dedup import SemanticDedup
-from selection.dsir import DSIR, FittedDSIR
-from selection.dsir_report import DrawReport, report_draw
-from selection.example_losses import (
-    causal_losses,
-    causal_token_losses,
-    classification_losses,
-    regression_losses,
-    token_losses,
+from selection.coverage import (
+    FacilityLocation,
+    KCenter,
+    NeighbourGraph,
+    SemanticDedup,
 )
-from selection.facility_location import FacilityLocation
-from selection.gio import GIO
-from selection.gio_path import GIOPath
-from selection.greedy import Pick
-from selection.group_dro import GroupDRO
+from selection.dsir import (
+    DSIR,
+    Draw,
+    DrawReport,
+    FittedDSIR,
+    HashedNgrams,
+    report_draw,
+    resample,
+)
+from selection.gio import (
+    GIO,
+    DataShare,
+    GIOPath,
+    Increase,
+    MinDifference,
+    MinDivergence,
+    Pick,
+    RandomStart,
+    Restarts,
+    SequentialIncreases,
+    Step,
+    StoppingRule,
+    UniformStart,
+)
 from selection.history import History
-from selection.k_center import KCenter
-from selection.loss_curves import (
-    FencedRange,
-    QuantileRange,
-    extremes,
-    full_range,
-    kl_dro,
-    linupper,
-    quadratic,
-    uniform,
-    upper,
-)
-from selection.loss_weights import ExampleWeights, LossReweighter
 from selection.mixtures import (
     DGA,
     ODM,
@@ -62,13 +64,34 @@ from selection.mixtures import (
     plain_alignments,
     source_centers,
 )
-from selection.neighbours import NeighbourGraph
-from selection.ngrams import HashedNgrams
-from selection.norm_sampling import RunningNorms, norm_probabilities
 from selection.pruning import prune
-from selection.resampling import Draw, resample
-from selection.reweighting import Reweighting
-from selection.running_reweighting import RunningReweighting
+from selection.reweighting import (
+    ConstantTemperature,
+    CosineTemperature,
+    EffectiveSampleSize,
+    ExampleWeights,
+    FencedRange,
+    GroupDRO,
+    LossReweighter,
+    QuantileRange,
+    Reweighting,
+    RunningNorms,
+    RunningReweighting,
+    StepTemperature,
+    causal_losses,
+    causal_token_losses,
+    classification_losses,
+    extremes,
+    full_range,
+    kl_dro,
+    linupper,
+    norm_probabilities,
+    quadratic,
+    regression_losses,
+    token_losses,
+    uniform,
+    upper,
+)
 from selection.samplers import (
     DrawBatchSampler,
     Draws,
@@ -77,23 +100,6 @@ from selection.samplers import (
     MixtureStream,
     SelectionDraws,
     WeightedDraws,
-)
-from selection.starts import RandomStart, UniformStart
-from selection.stopping import (
-    DataShare,
-    Increase,
-    MinDifference,
-    MinDivergence,
-    Restarts,
-    SequentialIncreases,
-    Step,
-    StoppingRule,
-)
-from selection.temperatures import (
-    ConstantTemperature,
-    CosineTemperature,
-    EffectiveSampleSize,
-    StepTemperature,
 )
 
 __all__ = [

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from projections import Block, DataError, TextColumns, as_texts, compressing, replacing, track
 from projections import without_compression as format_of
 from selection.base import Selection
-from selection.pieces import cut
+from selection.dsir.pieces import cut
 
 Row = dict[str, Any]
 FORMATS = (".jsonl", ".json", ".parquet", ".csv")

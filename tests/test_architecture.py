@@ -23,7 +23,7 @@ projections.parallel        work on many items at once, in order
 projections.labels          where the labels of a Fisher matrix come from
 projections.task            a model, and what the loss of an example means
 projections.tasks.categorical   losses and statistics over labels
-projections.tasks.classification  images, tables and texts
+projections.tasks.classification    images, tables and texts
 projections.tasks.tokens    what tasks over token lists share
 projections.tasks.language  causal language models
 projections.tasks.masked    masked language models
@@ -31,7 +31,7 @@ projections.tasks.seq2seq   encoders with decoders
 projections.tasks.regression    squared errors
 projections.tasks           ready-made tasks
 projections.layers.base     what a layer rule is
-projections.layers.registry     the table of rules
+projections.layers.registry the table of rules
 projections.layers.linear   linear layers
 projections.layers.conv     convolutions
 projections.layers.embedding    embedding tables
@@ -128,26 +128,30 @@ selection.base              a selection: what is kept, and why the rest is not
 selection.pruning           keep one end of a score
 selection.pool              the rows to choose from, and budgets
 selection.clusters          k-means
-selection.divergence        what a divergence is estimated from
-selection.estimates         how far a set is from a target, in four ways
-selection.starts            what greedy selection starts from
-selection.stopping          when greedy selection stops
-selection.greedy            one pick after the other
-selection.gio_path          what GIO leaves, and selections from it
+selection.gio.divergence    what a divergence is estimated from
+selection.gio.estimates     how far a set is from a target, in four ways
+selection.gio.starts        what greedy selection starts from
+selection.gio.stopping      when greedy selection stops
+selection.gio.greedy        one pick after the other
+selection.gio.path          what GIO leaves, and selections from it
+selection.gio.selector      gradient information optimisation
 selection.gio               rows that bring a set near a target
-selection.neighbours        which rows lie near which
-selection.facility_location     rows that represent all others
-selection.k_center          rows that leave no other far away
-selection.dedup             one of rows that say nearly the same
+selection.coverage.neighbours   which rows lie near which
+selection.coverage.facility_location    rows that represent all others
+selection.coverage.k_center rows that leave no other far away
+selection.coverage.dedup    one of rows that say nearly the same
+selection.coverage          rows that represent all others
 selection.history           what happened to weights over a run
 selection.ranks             what all ranks of a run share
-selection.example_losses    losses of examples and tokens from a model's output
-selection.loss_curves       which losses deserve weight
-selection.temperatures      how strongly, and how that changes over a run
-selection.loss_weights      weights of examples from their losses
-selection.reweighting       the same in a running training
-selection.running_reweighting   micro-batches weighed by the losses of late
-selection.group_dro         weights of groups by their losses
+selection.reweighting.example_losses    losses of examples and tokens from a model's output
+selection.reweighting.loss_curves   which losses deserve weight
+selection.reweighting.temperatures  how strongly, and how that changes over a run
+selection.reweighting.loss_weights  weights of examples from their losses
+selection.reweighting.running   the same in a running training
+selection.reweighting.running_losses    micro-batches weighed by the losses of late
+selection.reweighting.group_dro weights of groups by their losses
+selection.reweighting.norm_sampling rows in proportion to gradient norms
+selection.reweighting       weights over examples and groups
 selection.keyed             random numbers and orders by seed, name and number
 selection.mixtures.base     what samplers read, and what a training loop calls
 selection.mixtures.mirror   mirror descent: how signals move weights
@@ -155,10 +159,10 @@ selection.mixtures.recorded names, weights and history of a mixture
 selection.mixtures.batch_sums   means by domain over batches and ranks
 selection.mixtures.decks    rows of a domain in a random order
 selection.mixtures.alignments   from inner products to alignments
-selection.mixtures.domain_gradients     exact alignments, a batch a domain
+selection.mixtures.domain_gradients exact alignments, a batch a domain
 selection.mixtures.dga      dynamic gradient alignment
 selection.mixtures.directions   products with one gradient, exact or of low rank
-selection.mixtures.in_batch     alignments read off the training batch
+selection.mixtures.in_batch alignments read off the training batch
 selection.mixtures.distributions    many domains by a few distributions
 selection.mixtures.doge     generalisation between domains
 selection.mixtures.doremi   excess losses over a reference model
@@ -167,7 +171,6 @@ selection.mixtures.centers  domains as regions of a space
 selection.mixtures.importance   shares of a target among clusters
 selection.mixtures.regmix   regression on many small runs
 selection.mixtures          how much of each domain to train on
-selection.norm_sampling     rows in proportion to gradient norms
 selection.samplers.timeline which batch is drawn with which weights
 selection.samplers.base     from the number of a batch to its rows
 selection.samplers.weighted rows by weights that may change
@@ -178,23 +181,24 @@ selection.samplers.torch_samplers   draws as samplers of PyTorch
 selection.samplers.sources  rows by number
 selection.samplers.stream   several sources as one stream
 selection.samplers          samplers and streams for PyTorch
-selection.unicode_classes   letters, spaces and lower case
-selection.ngram_kernels     compiled loops over text
-selection.sha256_kernel     buckets as the reference has them
-selection.tokens            texts as tokens
-selection.ngrams            hashed n-grams
-selection.noise             noise that belongs to a row
-selection.pieces            rows cut into pieces
-selection.top_rows          the largest keys so far
-selection.resampling        rows drawn by their weights
-selection.dsir_passes       counting and weighing text
+selection.dsir.unicode_classes  letters, spaces and lower case
+selection.dsir.ngram_kernels    compiled loops over text
+selection.dsir.sha256_kernel    buckets as the reference has them
+selection.dsir.tokens       texts as tokens
+selection.dsir.ngrams       hashed n-grams
+selection.dsir.noise        noise that belongs to a row
+selection.dsir.pieces       rows cut into pieces
+selection.dsir.top_rows     the largest keys so far
+selection.dsir.resampling   rows drawn by their weights
+selection.dsir.passes       counting and weighing text
+selection.dsir.estimator    importance resampling towards a target
+selection.dsir.report       what a draw did to the data
+selection.dsir              importance resampling of text
 selection.chosen_rows       chosen rows written as they are met
-selection.dsir              importance resampling towards a target
 selection.trainers.state_callback   states in the checkpoints of a trainer
 selection.trainers.weighted_loss    a trainer whose loss is weighted
-selection.trainers.drawn_rows       a trainer whose rows are drawn
+selection.trainers.drawn_rows   a trainer whose rows are drawn
 selection.trainers          glue for the trainer of Hugging Face
-selection.dsir_report       what a draw did to the data
 selection                   which examples to train on
 gradsift.figures            figures that follow the colours of a page
 gradsift.html               pages that need nothing else
@@ -210,15 +214,15 @@ gradsift.models             models and tasks from a folder
 gradsift.projecting         projections by name, and Adam's state from a file
 gradsift.commands.options   what commands share
 gradsift.commands.indexing  gradsift index
-gradsift.commands.retrieval     gradsift retrieve
+gradsift.commands.retrieval gradsift retrieve
 gradsift.commands.scoring   gradsift score
 gradsift.commands.stores    verify, delete, compact and merge stores
 gradsift.commands.pruning   gradsift prune
-gradsift.commands.embedding     where vectors of rows come from
+gradsift.commands.embedding where vectors of rows come from
 gradsift.commands.choosing  what commands that choose rows share
 gradsift.commands.gio       gradsift gio
 gradsift.commands.covering  gradsift cover
-gradsift.commands.deduplication     gradsift dedup
+gradsift.commands.deduplication gradsift dedup
 gradsift.commands.dsir      gradsift dsir
 gradsift.commands.pages     gradsift demo and report
 gradsift.commands           the table of commands

@@ -12,7 +12,7 @@ from test_dsir import FITTED, RAW, TARGET, fit, write
 from gradsift.cli import main
 from projections import DataError, TextColumns, Texts, read_dataset
 from selection import DrawReport, Selection, report_draw, row_writer, write_chosen
-from selection.dsir_report import kl_divergence
+from selection.dsir.report import kl_divergence
 
 CHOSEN = FITTED.select(RAW, num_selected=40)
 TEXTS = Texts(RAW, TextColumns(domain="domain"))

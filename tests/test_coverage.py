@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from projections import DataError, Embeddings, GradientStore, NonFiniteError, StoreWriter, Table
 from selection import FacilityLocation, KCenter, KMeans, NeighbourGraph, SemanticDedup
-from selection.neighbours import TICKS
+from selection.coverage.neighbours import TICKS
 
 METHODS = {
     "facility": FacilityLocation(graph=NeighbourGraph(num_neighbours=8, seed=0)),
@@ -190,7 +190,7 @@ def test_a_row_is_rejected_with_the_row_that_represents_it() -> None:
 def test_neighbours_of_many_rows_are_found_by_an_inverted_file(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("selection.neighbours.MOST_EXACT", 100)
+    monkeypatch.setattr("selection.coverage.neighbours.MOST_EXACT", 100)
     rows = Embeddings(points(0, 2000, 8))
     exact = NeighbourGraph(num_neighbours=10, num_probes=10**6, seed=0).build(rows)
     few = NeighbourGraph(num_neighbours=10, num_probes=16, seed=0)
@@ -221,7 +221,7 @@ def test_deduplication_keeps_what_looking_at_rows_one_by_one_keeps(
     rows = near_copies(0, 90)
     wanted = first_kept(rows.astype(np.float64), list(range(90)), 0.95)
     for block in (7, 16, 2048):
-        monkeypatch.setattr("selection.dedup.BLOCK", block)
+        monkeypatch.setattr("selection.coverage.dedup.BLOCK", block)
         dedup = SemanticDedup(num_clusters=1, keep="first", seed=0)
         chosen = dedup.select(rows)
         assert set(chosen.ids.tolist()) == wanted

@@ -14,9 +14,9 @@ import pytest
 
 from projections import DataError, NonFiniteError, Scores, TextColumns, Texts
 from selection import DSIR, Draw, FittedDSIR, HashedNgrams, Selection, resample
-from selection.dsir import SMALLEST
-from selection.resampling import Resampler, split_budget
-from selection.top_rows import TopRows
+from selection.dsir.estimator import SMALLEST
+from selection.dsir.resampling import Resampler, split_budget
+from selection.dsir.top_rows import TopRows
 
 VOCABULARY = [f"w{number}" for number in range(30)]
 RANDOM = np.random.default_rng(0)
@@ -324,7 +324,7 @@ def test_a_stream_gives_what_all_rows_at_once_give(
     draw = Draw(**arguments, proportions={"a": 1, "b": 2, "c": 1})
     expected = Resampler(draw, ["a", "b", "c"])
     expected.offer(ids, weights, tokens)
-    monkeypatch.setattr("selection.top_rows.WAITING", 20)
+    monkeypatch.setattr("selection.dsir.top_rows.WAITING", 20)
     found = Resampler(draw, ["a", "b", "c"])
     order = random.permutation(3000)
     for part in np.array_split(order, 50):
@@ -409,7 +409,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same(
     tmp_path: Path, alive: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("projections.texts.BLOCK_ROWS", 40)
-    monkeypatch.setattr("selection.dsir_passes.SAVE_EVERY", 0.0)
+    monkeypatch.setattr("selection.dsir.passes.SAVE_EVERY", 0.0)
     settings = FITTED.settings
     fitted = settings.fit(RAW, TARGET)
     expected = fitted.select(RAW, num_selected=40)

@@ -22,8 +22,8 @@ from selection import (
     SequentialIncreases,
     UniformStart,
 )
-from selection.divergence import TICKS, Targets, log_distances
-from selection.estimates import (
+from selection.gio.divergence import TICKS, Targets, log_distances
+from selection.gio.estimates import (
     Estimate,
     NearestDiscardedEstimate,
     NeighbourEstimate,
@@ -456,7 +456,7 @@ def test_what_cannot_work_is_refused() -> None:
 def test_more_distances_than_memory_holds_are_refused_before_they_are_computed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("selection.gio.MOST_BYTES", 1000)
+    monkeypatch.setattr("selection.gio.selector.MOST_BYTES", 1000)
     with pytest.raises(ValueError, match="Reduce both with `num_centroids`"):
         GIO(seed=0).fit(points(1, 50), points(0, 30))
     GIO(estimate="published", seed=0).fit(points(1, 50), points(0, 30))

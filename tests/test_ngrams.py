@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from projections import TextBatch
 from selection import HashedNgrams
-from selection.noise import gumbel, row_uniforms
-from selection.pieces import cut
-from selection.unicode_classes import NUM_POINTS, OTHER, SPACE, WORD, characters
+from selection.dsir.noise import gumbel, row_uniforms
+from selection.dsir.pieces import cut
+from selection.dsir.unicode_classes import NUM_POINTS, OTHER, SPACE, WORD, characters
 
 WORDS = re.compile(r"\w+|[^\w\s]+")
 TEXTS = [

@@ -12,11 +12,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from projections import CausalLM
-from selection.example_losses import token_losses
 from selection.mixtures.batch_sums import BatchSums
 from selection.mixtures.mirror import MirrorDescent
 from selection.mixtures.recorded import FixedMixture, RecordedMixture
 from selection.ranks import num_ranks, sum_over_ranks
+from selection.reweighting.example_losses import token_losses
 
 STEP = MirrorDescent(step_size=1.0, floor=1e-3)
 

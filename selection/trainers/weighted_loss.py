@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from selection.example_losses import Losses, causal_losses, logits_of
-from selection.reweighting import Reweighting
+from selection.reweighting.example_losses import Losses, causal_losses, logits_of
+from selection.reweighting.running import Reweighting
 from selection.trainers.state_callback import StateCallback
 
 # The methods that are called on `super()` are those of a `Trainer`.

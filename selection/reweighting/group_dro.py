@@ -11,9 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from projections import check_at_least
-from selection.example_losses import at_least_float32
 from selection.history import History
 from selection.ranks import num_ranks, sum_over_ranks
+from selection.reweighting.example_losses import at_least_float32
 
 
 class GroupDRO:

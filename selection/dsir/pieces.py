@@ -7,8 +7,8 @@ import pyarrow as pa
 from jaxtyping import Int
 
 from projections import TextBatch
-from selection.tokens import bytes_and_bounds
-from selection.unicode_classes import characters
+from selection.dsir.tokens import bytes_and_bounds
+from selection.dsir.unicode_classes import characters
 
 
 def cut(batch: TextBatch, num_tokens: int | None) -> tuple[TextBatch, Int[np.ndarray, " n"]]:
@@ -32,7 +32,7 @@ def cut(batch: TextBatch, num_tokens: int | None) -> tuple[TextBatch, Int[np.nda
     """
     if num_tokens is None:
         return batch, np.arange(len(batch))
-    from selection.ngram_kernels import piece_starts  # it loads numba, which takes a while
+    from selection.dsir.ngram_kernels import piece_starts  # it loads numba, which takes a while
 
     data, bounds = bytes_and_bounds(batch.texts)
     starts = np.empty(len(data) // max(num_tokens, 1) + len(batch) + 1, dtype=np.int64)

@@ -31,10 +31,10 @@ from projections import (
     replacing,
 )
 from selection.base import Selection
-from selection.dsir_passes import CountRows, LevelCounts, Walk, Weighed, WeighRows
-from selection.ngrams import HashedNgrams
-from selection.resampling import Draw, Resampler
-from selection.tokens import Tokenizer
+from selection.dsir.ngrams import HashedNgrams
+from selection.dsir.passes import CountRows, LevelCounts, Walk, Weighed, WeighRows
+from selection.dsir.resampling import Draw, Resampler
+from selection.dsir.tokens import Tokenizer
 
 SMALLEST = 1e-8  # is added to each probability before its logarithm
 FIT_SHARE = 100_000  # n-grams a bucket that are enough to know a distribution

@@ -9,7 +9,7 @@ import pyarrow as pa
 from jaxtyping import Float, UInt
 
 from projections import keyed_words
-from selection.tokens import text_hashes
+from selection.dsir.tokens import text_hashes
 
 
 def row_uniforms(ids: pa.Array, *, seed: int, name: str) -> Float[np.ndarray, " n"]:

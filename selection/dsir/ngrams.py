@@ -11,7 +11,7 @@ import pyarrow as pa
 from jaxtyping import Float, Int
 
 from projections import check_at_least, check_between, check_one_of
-from selection.tokens import Tokenizer, Tokens, custom_tokens, word_hashes, words
+from selection.dsir.tokens import Tokenizer, Tokens, custom_tokens, word_hashes, words
 
 HashName = Literal["fast", "sha256"]
 MAX_BUCKETS = (1 << 31) - 1  # they are kept as int32
@@ -62,7 +62,7 @@ class HashedNgrams:
         Args:
             texts: Arrow array of text.
         """
-        from selection import ngram_kernels as kernels  # it loads numba, which takes a while
+        from selection.dsir import ngram_kernels as kernels  # it loads numba, which takes a while
 
         tokens = self._tokens(texts)
         bounds = kernels.ngram_bounds(tokens.bounds, self.order)
@@ -83,7 +83,7 @@ class HashedNgrams:
 
     def _sha256(self, tokens: Tokens, buckets: np.ndarray) -> None:
         """Write the buckets by SHA-256."""
-        from selection.sha256_kernel import MEMORIES, bucket_ngrams
+        from selection.dsir.sha256_kernel import MEMORIES, bucket_ngrams
 
         keys, values = MEMORIES.of(self.num_buckets)
         bucket_ngrams(
@@ -120,13 +120,13 @@ class NgramBatch:
 
     def count(self, slots: Int[np.ndarray, " n"], counts: Int[np.ndarray, "S B"]) -> None:
         """Add each row to the counts of a set, or to none where its slot is negative."""
-        from selection import ngram_kernels as kernels
+        from selection.dsir import ngram_kernels as kernels
 
         kernels.count(self.buckets, self.bounds, slots, counts)
 
     def sums(self, table: Float[np.ndarray, "T B"]) -> Float[np.ndarray, "n T"]:
         """Return the sum of a table over the n-grams of each row."""
-        from selection import ngram_kernels as kernels
+        from selection.dsir import ngram_kernels as kernels
 
         sums = np.empty((len(self.num_tokens), len(table)))
         kernels.gather(self.buckets, self.bounds, table, sums)

@@ -12,7 +12,7 @@ import threading
 
 import numpy as np
 
-from selection.ngram_kernels import compiled, finish, longer
+from selection.dsir.ngram_kernels import compiled, finish, longer
 
 MEMORY = 1 << 21  # n-grams that are remembered, by each thread
 PROBES = 8

@@ -3,7 +3,7 @@ r"""What :math:`KL(X \| W)` is estimated from: logarithms of distances, held as 
 Letters: ``n`` targets ``x``, ``g`` candidates, ``m`` rows in ``W``, ``k`` neighbours, ``d``
 dimensions.
 
-Each estimate (`selection.estimates`) compares two logarithms for each target: of its
+Each estimate (`selection.gio.estimates`) compares two logarithms for each target: of its
 distance to points of ``W``, and of its distance to its own ``k``-th neighbour among the
 targets. Logarithms are held as whole multiples of 2**-26, so that sums are exact: ties are
 ties, the order of targets does not matter, and a sum that is kept up to date equals one that

@@ -10,9 +10,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from projections import check_at_least
-from selection.example_losses import at_least_float32
-from selection.loss_curves import Curve, FencedRange, LossRange, linupper
-from selection.temperatures import Temperature, as_temperature
+from selection.reweighting.example_losses import at_least_float32
+from selection.reweighting.loss_curves import Curve, FencedRange, LossRange, linupper
+from selection.reweighting.temperatures import Temperature, as_temperature
 
 
 @dataclass(frozen=True)

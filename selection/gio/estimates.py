@@ -4,7 +4,7 @@ Letters: ``n`` targets, ``g`` candidates, ``s`` points at the start, ``m`` rows 
 neighbours.
 
 Each has `value`, `value_with` a candidate, the `best` available candidate, and `add`. What is
-summed are whole numbers; see `selection.divergence`.
+summed are whole numbers; see `selection.gio.divergence`.
 """
 
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from math import inf, log
 import numpy as np
 from jaxtyping import Bool, Int
 
-from selection.divergence import (
+from selection.gio.divergence import (
     FAR,
     TICKS,
     Targets,

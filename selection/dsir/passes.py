@@ -19,9 +19,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from projections import Block, FolderCheckpoint, TextBatch, Texts, ordered_map, track
-from selection.ngrams import HashedNgrams, NgramBatch
-from selection.noise import row_uniforms
-from selection.pieces import cut
+from selection.dsir.ngrams import HashedNgrams, NgramBatch
+from selection.dsir.noise import row_uniforms
+from selection.dsir.pieces import cut
 
 NUM_LEVELS = 16  # the smallest sample is that share of two of the rows
 SAVE_EVERY = 30.0  # seconds between two checkpoints

@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from projections import check_at_least
-from selection.loss_weights import ExampleWeights, LossReweighter
-from selection.reweighting import Reweighting
+from selection.reweighting.loss_weights import ExampleWeights, LossReweighter
+from selection.reweighting.running import Reweighting
 
 
 class RunningReweighting(Reweighting):

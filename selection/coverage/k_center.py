@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int, Real
 
 from projections import Embeddings, check_one_of, describe, track
 from selection.base import Selection
-from selection.neighbours import SIMILARITIES, SimilarityName
+from selection.coverage.neighbours import SIMILARITIES, SimilarityName
 from selection.pool import MASKED, Budget, Pool, marks_of
 
 BLOCK_ENTRIES = 1 << 16  # numbers worked on at a time, few enough to stay in a cache

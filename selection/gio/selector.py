@@ -27,18 +27,18 @@ from projections import (
     describe,
 )
 from selection.clusters import Clusters, KMeans
-from selection.divergence import Targets, log_distances
-from selection.estimates import (
+from selection.gio.divergence import Targets, log_distances
+from selection.gio.estimates import (
     Estimate,
     NearestDiscardedEstimate,
     NeighbourEstimate,
     PublishedEstimate,
 )
-from selection.gio_path import GIOPath
-from selection.greedy import Greedy
+from selection.gio.greedy import Greedy
+from selection.gio.path import GIOPath
+from selection.gio.starts import UNIFORM, RandomStart, UniformStart
+from selection.gio.stopping import INCREASE, StoppingRule
 from selection.pool import Pool
-from selection.starts import UNIFORM, RandomStart, UniformStart
-from selection.stopping import INCREASE, StoppingRule
 
 EstimateName = Literal["published", "nearest-discarded", "coverage", "knn"]
 ESTIMATES = ("published", "nearest-discarded", "coverage", "knn")
@@ -63,12 +63,12 @@ class GIO:
             takes each row as it is.
         count: What a chosen centroid counts for in the estimate: the ``"rows"`` of its
             cluster, or one of the ``"centroids"`` as in the published package.
-        stop: When to stop; see `selection.stopping`.
+        stop: When to stop; see `selection.gio.stopping`.
         start: What to start from where no initial data is given.
         seed: Seed of k-means and of the start.
 
     Example:
-        >>> from selection.stopping import DataShare
+        >>> from selection.gio.stopping import DataShare
         >>> near, far = np.zeros((3, 2)) + [[0], [0.1], [0.2]], np.full((3, 2), 9.0)
         >>> gio = GIO(num_neighbours=1, stop=DataShare(1.0), seed=0)
         >>> path = gio.fit(np.concatenate([far, near]), near + 0.01)

@@ -15,11 +15,11 @@ from jaxtyping import Bool, Float, Int
 
 from projections import Block, TextBatch, as_texts
 from selection.base import Selection
-from selection.dsir import FittedDSIR
-from selection.dsir_passes import WeighRows
-from selection.noise import row_uniforms
-from selection.pieces import cut
-from selection.resampling import Draw, Resampler
+from selection.dsir.estimator import FittedDSIR
+from selection.dsir.noise import row_uniforms
+from selection.dsir.passes import WeighRows
+from selection.dsir.pieces import cut
+from selection.dsir.resampling import Draw, Resampler
 
 PSEUDO_COUNT = 0.1  # a bucket, in every distribution that is compared
 NUM_SHOWN = 5  # texts at each end

@@ -12,7 +12,7 @@ from jaxtyping import Int, Real
 from projections import Provenance
 from selection.base import Selection
 from selection.clusters import Clusters
-from selection.greedy import Pick
+from selection.gio.greedy import Pick
 from selection.pool import Budget, Pool
 
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from selection.noise import id_hashes
+from selection.dsir.noise import id_hashes
 
 Unit = Literal["rows", "tokens"]
 WAITING = 1 << 16  # rows that wait to be sorted in, at the least

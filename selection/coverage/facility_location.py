@@ -20,7 +20,7 @@ from jaxtyping import Bool, Int, Real
 
 from projections import describe, track
 from selection.base import Selection
-from selection.neighbours import TICKS, NeighbourGraph
+from selection.coverage.neighbours import TICKS, NeighbourGraph
 from selection.pool import MASKED, Budget, Pool, marks_of
 
 UNREACHED = "no chosen row is among its neighbours"

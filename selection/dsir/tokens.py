@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from selection.unicode_classes import SPECIAL, characters
+from selection.dsir.unicode_classes import SPECIAL, characters
 
 Tokenizer = Callable[[str], Sequence[str]]
 GROWTH = 3  # bytes of a token with its space and in lower case over those of the text, at most
@@ -31,7 +31,7 @@ class Tokens:
 
 def word_hashes(texts: pa.Array) -> Tokens:
     r"""Return the hashes of the words and punctuation of texts, ``\w+|[^\w\s]+``."""
-    from selection import ngram_kernels as kernels  # it loads numba, which takes a while
+    from selection.dsir import ngram_kernels as kernels  # it loads numba, which takes a while
 
     data, bounds = bytes_and_bounds(_lowered(texts))
     table = characters()
@@ -43,7 +43,7 @@ def word_hashes(texts: pa.Array) -> Tokens:
 
 def words(texts: pa.Array) -> Tokens:
     """Return the words and punctuation of texts with their hashes."""
-    from selection import ngram_kernels as kernels
+    from selection.dsir import ngram_kernels as kernels
 
     data, bounds = bytes_and_bounds(_lowered(texts))
     table = characters()
@@ -67,7 +67,7 @@ def custom_tokens(texts: pa.Array, tokenizer: Tokenizer) -> Tokens:
 
 def text_hashes(texts: pa.Array) -> np.ndarray:
     """Return a hash of each text as a whole, with its case as it is."""
-    from selection import ngram_kernels as kernels
+    from selection.dsir import ngram_kernels as kernels
 
     data, bounds = bytes_and_bounds(texts)
     hashes = _hashes(data, np.stack([bounds[:-1], bounds[1:]], axis=1))
@@ -77,7 +77,7 @@ def text_hashes(texts: pa.Array) -> np.ndarray:
 
 def _hashes(text: np.ndarray, spans: np.ndarray) -> np.ndarray:
     """Return the hashes of tokens."""
-    from selection import ngram_kernels as kernels
+    from selection.dsir import ngram_kernels as kernels
 
     hashes = np.empty(len(spans), dtype=np.uint64)
     kernels.hash_tokens(text, spans, hashes)
@@ -96,7 +96,7 @@ def bytes_and_bounds(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
 
 def _lowered(texts: pa.Array) -> pa.Array:
     """Return texts, in lower case where a character needs its neighbours for that."""
-    from selection import ngram_kernels as kernels
+    from selection.dsir import ngram_kernels as kernels
 
     data, bounds = bytes_and_bounds(texts)
     if not kernels.has_special(data[bounds[0] : bounds[-1]]):

@@ -38,7 +38,7 @@ class UniformStart:
     def points(self, num_dims: int, seed: int) -> Float[np.ndarray, "s d"]:
         """Return the points, a function of the seed and the number of dimensions."""
         size = self.num_points * num_dims
-        drawn = uniforms(seed, "selection.starts", size).reshape(self.num_points, num_dims)
+        drawn = uniforms(seed, "selection.gio.starts", size).reshape(self.num_points, num_dims)
         found = self.low + (self.high - self.low) * drawn
         if not self.normalize:
             return found
@@ -65,5 +65,5 @@ class RandomStart:
 
     def picks(self, num_candidates: int, seed: int) -> Int[np.ndarray, " s"]:
         """Return the candidates that are drawn."""
-        drawn = uniforms(seed, "selection.starts", num_candidates)
+        drawn = uniforms(seed, "selection.gio.starts", num_candidates)
         return np.argsort(drawn, kind="stable")[: int(self.share * num_candidates)]

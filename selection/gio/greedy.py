@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Int
 
 from projections import track
-from selection.estimates import Estimate
-from selection.stopping import Restarts, Step, StoppingRule
+from selection.gio.estimates import Estimate
+from selection.gio.stopping import Restarts, Step, StoppingRule
 
 
 @dataclass(frozen=True)

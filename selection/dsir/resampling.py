@@ -22,8 +22,8 @@ from projections import (
     check_one_of,
 )
 from selection.base import Selection
-from selection.noise import gumbel
-from selection.top_rows import TopRows, Unit, num_within
+from selection.dsir.noise import gumbel
+from selection.dsir.top_rows import TopRows, Unit, num_within
 
 Assignment = Literal["in turn", "best"]
 COUNTERS = ("rows", "short", "impossible", "numbered")

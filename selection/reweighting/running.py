@@ -15,10 +15,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from projections import check_at_least
-from selection.example_losses import at_least_float32
 from selection.history import History
-from selection.loss_weights import ExampleWeights, LossReweighter
 from selection.ranks import gather_rows, num_ranks
+from selection.reweighting.example_losses import at_least_float32
+from selection.reweighting.loss_weights import ExampleWeights, LossReweighter
 
 logger = logging.getLogger(__name__)
 
