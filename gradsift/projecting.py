@@ -14,8 +14,10 @@ from projections import (
     SRHT,
     AdamScaled,
     AdamState,
+    Component,
     DataError,
     Gaussian,
+    PassSettings,
     Projector,
     Rademacher,
     TensorSketch,
@@ -26,17 +28,17 @@ from projections import (
 
 ProjectionName = Literal["sjlt", "srht", "tensorsketch", "two-sided", "rademacher", "gaussian"]
 
-# From number of dimensions, seed, model and patterns of layers.
-Maker = Callable[[int, int, nn.Module, tuple[str, ...] | None], Projector]
+# From number of dimensions, seed, model and the settings of the pass.
+Maker = Callable[[int, int, nn.Module, PassSettings], Projector]
 MAKERS: dict[ProjectionName, Maker] = {
-    "sjlt": lambda k, seed, model, layers: SJLT(num_dims=k, seed=seed),
-    "srht": lambda k, seed, model, layers: SRHT(num_dims=k, seed=seed),
-    "tensorsketch": lambda k, seed, model, layers: TensorSketch(num_dims=k, seed=seed),
-    "two-sided": lambda k, seed, model, layers: random_kronecker(
-        find_components(model, layers).components.values(), num_dims=k, seed=seed
+    "sjlt": lambda k, seed, model, settings: SJLT(num_dims=k, seed=seed),
+    "srht": lambda k, seed, model, settings: SRHT(num_dims=k, seed=seed),
+    "tensorsketch": lambda k, seed, model, settings: TensorSketch(num_dims=k, seed=seed),
+    "two-sided": lambda k, seed, model, settings: random_kronecker(
+        components_of(model, settings), num_dims=k, seed=seed
     ),
-    "rademacher": lambda k, seed, model, layers: Rademacher(num_dims=k, seed=seed),
-    "gaussian": lambda k, seed, model, layers: Gaussian(num_dims=k, seed=seed),
+    "rademacher": lambda k, seed, model, settings: Rademacher(num_dims=k, seed=seed),
+    "gaussian": lambda k, seed, model, settings: Gaussian(num_dims=k, seed=seed),
 }
 
 
@@ -46,7 +48,7 @@ def make_projector(
     *,
     num_dims: int,
     seed: int,
-    layers: tuple[str, ...] | None = None,
+    settings: PassSettings | None = None,
     optimizer_state: Path | None = None,
 ) -> Projector:
     """Return the projection of this name for a model.
@@ -56,13 +58,19 @@ def make_projector(
         model: The model whose gradients it is for.
         num_dims: Number of dimensions; the most, for two-sided projections.
         seed: Seed of the map.
-        layers: Patterns of the layers that a pass looks at.
+        settings: With the layers that a pass looks at, and how.
         optimizer_state: A file with the state of Adam, whose scaling then comes first.
     """
-    projector = MAKERS[name](num_dims, seed, model, layers)
+    projector = MAKERS[name](num_dims, seed, model, settings or PassSettings())
     if optimizer_state is None:
         return projector
     return AdamScaled(projector=projector, state=load_adam_state(optimizer_state, model))
+
+
+def components_of(model: nn.Module, settings: PassSettings) -> list[Component]:
+    """Return the components that a pass with these settings looks at."""
+    layout = find_components(model, settings.layers, kinds=settings.kinds, heads=settings.heads)
+    return list(layout.components.values())
 
 
 def load_adam_state(path: Path, model: nn.Module) -> AdamState:

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from gradsift.cli import main
-from projections import GradientStore, Scores
+from projections import GradientStore, Scores, StoreMismatchError
 from selection import Selection
 
 WORDS = ["the", "cat", "dog", "sat", "ran", "on", "a", "mat", "far", "away"]
@@ -101,6 +101,20 @@ def test_an_index_has_the_projection_that_was_asked_for(
     assert 0 < store.num_dims <= 64
     ask = ["retrieve", tmp_path / "index", "--query", "the cat sat", "-k", 3, "--metric", "dot"]
     assert run(*ask, "--out", tmp_path / "hits.jsonl") == 0
+
+
+@pytest.mark.parametrize("name", ["sjlt", "two-sided"])
+def test_one_head_is_indexed_and_asked_under_autocast(
+    name: str, model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build = ["index", "--model", model, "--data", data, "--out", tmp_path / "index"]
+    build += ["--by-head", "--autocast", "bfloat16", "--layers", "*[q,0]", "--projection", name]
+    assert run(*build, "--num-dims", 64) == 0
+    ask = ["retrieve", tmp_path / "index", "--query", "the cat sat", "-k", 3, "--metric", "dot"]
+    assert run(*ask) == 0
+    with pytest.raises(StoreMismatchError, match="autocast"):
+        GradientStore.open(tmp_path / "index" / "store").require(autocast=None)
+    capsys.readouterr()
 
 
 def train_with_adam(folder: Path, path: Path, *, groups: int) -> None:

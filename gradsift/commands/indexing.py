@@ -89,7 +89,7 @@ class Index:
             task.model,
             num_dims=self.num_dims,
             seed=self.seed,
-            layers=self.reading.layers,
+            settings=pass_settings(self.reading, task.model),
             optimizer_state=self.optimizer_state,
         )
 
@@ -100,13 +100,13 @@ class Index:
             data,
             self.projector(task),
             path=self.out / "store",
-            settings=pass_settings(self.reading),
+            settings=pass_settings(self.reading, task.model),
             dtype=self.row_dtype,
         )
 
     def _curvature(self, task: Task, data: Any) -> GradientStore:
         """Fit EK-FAC and build an influence index."""
-        settings = pass_settings(self.reading)
+        settings = pass_settings(self.reading, task.model)
         fitted = EKFAC(seed=self.seed).fit(task, data, settings=settings, path=self.out / "fit")
         index = build_index(
             fitted,

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, is_dataclass
 from dataclasses import fields as dataclass_fields
 from pathlib import Path
-from typing import Any, Protocol, cast, get_args, get_type_hints
+from typing import Any, Literal, Protocol, cast, get_args, get_type_hints
 
 import numpy as np
+from torch import nn
 
-from projections import DataError, PassSettings, write_json
+from projections import DataError, PassSettings, find_heads, write_json
 
 CONFIG = "config.json"
 SNIPPET = 160  # characters of a text that a line shows
@@ -28,7 +29,7 @@ class Command(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How a pass reads its data; no result depends on it."""
+    """How a pass reads its data, and which gradients it takes from the model."""
 
     batch_size: int = 32
     """Most examples in a batch."""
@@ -42,13 +43,26 @@ class Reading:
     layers: tuple[str, ...] | None = None
     """Patterns of the layers to look at, such as "*.mlp.*"; all of them if left out."""
 
+    by_head: bool = False
+    """Take attention layers apart, so that each head is a component of its own; `--layers` may
+    then name single heads."""
+
+    autocast: Literal["bfloat16"] | None = None
+    """Run the model under autocast: faster on most GPUs, and as exact as its activations."""
+
 
 READING = Reading()
 
 
-def pass_settings(reading: Reading) -> PassSettings:
-    """Return the settings of a pass."""
-    return PassSettings(**asdict(reading))
+def pass_settings(reading: Reading, model: nn.Module) -> PassSettings:
+    """Return the settings of a pass over a model.
+
+    Raises:
+        ValueError: Heads are asked for, and the model has none that are known.
+    """
+    values = asdict(reading)
+    heads = find_heads(model) if values.pop("by_head") else ()
+    return PassSettings(**values, heads=heads)
 
 
 def as_json(options: Any) -> dict[str, Any]:

@@ -98,7 +98,7 @@ class Retrieve:
             return index.search(task, rows, k=self.k, rerank=self.rerank, data=data)
         projector = built.projector(task)
         metric = pick_metric(self.metric, self.damping)
-        settings = pass_settings(built.reading)
+        settings = pass_settings(built.reading, task.model)
         asked = query_rows(task, rows, projector, settings=settings, store=store)
         index = None if self.faiss is None else faiss_beside(store, self.faiss, seed=built.seed)
         return retrieve_rows(asked, store, metric, k=self.k, index=index, rerank=self.rerank)

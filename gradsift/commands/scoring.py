@@ -91,7 +91,7 @@ class Score:
             columns.append(GradientNorm())
         if "self-influence" in self.method:
             columns.append(Sketch(SJLT(num_dims=self.num_dims, seed=self.seed)))
-        settings = pass_settings(self.reading)
+        settings = pass_settings(self.reading, task.model)
         if "ekfac-self" in self.method:
             damping = RelativeDamping() if self.damping is None else RelativeDamping(self.damping)
             method = EKFAC(seed=self.seed, damping=damping)
