@@ -3,6 +3,7 @@
 from influence.arnoldi import Arnoldi
 from influence.astra import ASTRA
 from influence.base import FittedInfluence, FittedMetric, Metric
+from influence.checkpoints import ModelCheckpoint, copy_state
 from influence.conjugate_gradients import ConjugateGradients
 from influence.curvature import Curvature, FittedCurvature
 from influence.damping import (
@@ -12,6 +13,7 @@ from influence.damping import (
     noise_floor,
     recipe_damping,
 )
+from influence.datainf import DataInf, FittedDataInf
 from influence.diagonal import Diagonal, Identity
 from influence.eigen_index import EigenProjector, choose_coordinates
 from influence.ekfac import EKFAC, KFAC
@@ -36,8 +38,10 @@ from influence.preconditioners import CurvaturePreconditioner, NoPreconditioner,
 from influence.products import Matrix, MeanMatrix, Products, SymmetricMatrix
 from influence.retrieval import retrieve, retrieve_rows
 from influence.ridge_leave_one_out import RidgeLeaveOneOut
+from influence.row_influence import FittedRowInfluence, RowInfluence
 from influence.solver import PreparedSolver, Solution, Solver
 from influence.source import SOURCE, FittedSOURCE, Segment
+from influence.tracin import FittedTracIn, TracIn
 from influence.trak import TRAK
 
 __all__ = [
@@ -54,15 +58,19 @@ __all__ = [
     "Curvature",
     "CurvaturePreconditioner",
     "Damping",
+    "DataInf",
     "Diagonal",
     "EigenProjector",
     "FittedCurvature",
+    "FittedDataInf",
     "FittedInfluence",
     "FittedInverse",
     "FittedLeaveOneOut",
     "FittedMetagradients",
     "FittedMetric",
+    "FittedRowInfluence",
     "FittedSOURCE",
+    "FittedTracIn",
     "GaussNewton",
     "GradientCosine",
     "GradientDot",
@@ -77,6 +85,7 @@ __all__ = [
     "MeanMatrix",
     "Metagradients",
     "Metric",
+    "ModelCheckpoint",
     "Neumann",
     "NoPreconditioner",
     "Nystroem",
@@ -87,13 +96,16 @@ __all__ = [
     "RelativeDamping",
     "RidgeLeaveOneOut",
     "Rotation",
+    "RowInfluence",
     "Segment",
     "SelfInfluence",
     "Solution",
     "Solver",
     "SymmetricMatrix",
+    "TracIn",
     "build_index",
     "choose_coordinates",
+    "copy_state",
     "hypergradients",
     "lexical_candidates",
     "linear_datamodeling_score",

@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 
-from projections import GradientStore, PassSettings, Scores, Task
+from projections import PassSettings, Scores, StoredRows, Task
 
 
 @runtime_checkable
@@ -36,7 +36,7 @@ class FittedMetric(Protocol):
 class Metric(Protocol):
     """Hyper-parameters of an attribution method on stored rows."""
 
-    def fit(self, store: GradientStore) -> FittedMetric:
+    def fit(self, store: StoredRows) -> FittedMetric:
         """Look at the rows of a store once."""
         ...
 

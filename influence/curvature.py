@@ -328,15 +328,7 @@ class FittedCurvature:
 
     def reading(self, settings: PassSettings | None) -> PassSettings:
         """Return the layers of the fit, batched as asked for."""
-        batching = settings or self.settings
-        fitted = self.settings
-        return replace(
-            batching,
-            layers=fitted.layers,
-            kinds=fitted.kinds,
-            heads=fitted.heads,
-            autocast=fitted.autocast,
-        )
+        return self.settings.with_batching(settings)
 
     def _how(self) -> dict[str, Any]:
         """Return the provenance of a result."""

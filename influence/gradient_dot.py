@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from projections import GradientStore
+from projections import StoredRows
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class GradientDot:
         (NeurIPS 2020), arXiv:2002.08484, one checkpoint and learning rate 1.
     """
 
-    def fit(self, store: GradientStore) -> "FittedGradientDot":
+    def fit(self, store: StoredRows) -> "FittedGradientDot":
         """Keep the exact norms of the rows."""
         return FittedGradientDot(store.column("grad_norm"))
 
@@ -56,7 +56,7 @@ class GradientCosine:
         Charpiat et al., Input similarity from the neural network perspective (NeurIPS 2019).
     """
 
-    def fit(self, store: GradientStore) -> "FittedGradientCosine":
+    def fit(self, store: StoredRows) -> "FittedGradientCosine":
         """Keep the exact norms of the rows."""
         return FittedGradientCosine(store.column("grad_norm"))
 

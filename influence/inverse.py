@@ -16,25 +16,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from influence.parameter_space import Directions, ParameterSpace
+from influence.parameter_space import ParameterSpace
 from influence.products import Matrix, Products
+from influence.raw_gradients import VECTOR_BYTES, gradient_blocks, gradient_products
 from influence.solver import PreparedSolver, Solution, Solver, check_damping
 from projections import (
     PassSettings,
     QueryTask,
     Rows,
     Scores,
-    Sketch,
     StoreMismatchError,
     Task,
     as_rows,
-    check_at_least,
     describe,
     fingerprint_model,
-    run_pass,
 )
-
-VECTOR_BYTES = 1 << 30  # gradients of queries held at a time unless said otherwise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,15 +155,10 @@ class FittedInverse:
         solves: list[dict[str, Any]] = []
         for gradients in self._gradients(QueryTask(task), asked, settings, memory):
             solution = self.solve(gradients)
-            column = Sketch(Directions(self.space, solution.vectors), name="influence")
-            table = run_pass(
-                task,
-                rows,
-                [column],
-                settings=self.matrix.reading(settings),
-                description="influence",
+            reading = self.matrix.reading(settings)
+            parts.append(
+                gradient_products(task, rows, self.space, solution.vectors, settings=reading)
             )
-            parts.append(table.columns["influence"].T)
             solves += solution.summary()
         how = {**self.provenance, "solves": solves}
         return Scores(rows.ids, {"influence": np.concatenate(parts)}, asked.ids, how)
@@ -235,16 +226,5 @@ class FittedInverse:
         self, task: Task, rows: Rows, settings: PassSettings | None, memory: int
     ) -> Iterator[Float[Tensor, "q d"]]:
         """Yield gradients of as many rows as fit the memory."""
-        check_at_least("memory", memory, 1)
-        height = max(1, memory // (self.space.num_dims * self.matrix.dtype.itemsize))
-        for start in range(0, len(rows), height):
-            some = range(start, min(start + height, len(rows)))
-            table = run_pass(
-                task,
-                rows.fetch(some),
-                [Sketch(self.space.coordinates)],
-                settings=self.matrix.reading(settings),
-                description="gradients",
-            )
-            sketch = torch.from_numpy(table.columns["sketch"])
-            yield sketch.to(self.matrix.device, self.matrix.dtype)
+        reading = self.matrix.reading(settings)
+        return gradient_blocks(task, rows, self.space, settings=reading, memory=memory)

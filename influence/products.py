@@ -166,9 +166,7 @@ class Products:
 
     def reading(self, settings: PassSettings | None) -> PassSettings:
         """Return the layers of this matrix, batched as asked for."""
-        batching = settings or self.settings
-        layers, kinds = self.settings.layers, self.settings.kinds
-        return replace(batching, layers=layers, kinds=kinds, heads=())
+        return self.settings.with_batching(settings)
 
     @staticmethod
     def _filled(found: Sequence[Tensor | None], like: list[Tensor]) -> list[Tensor]:

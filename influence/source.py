@@ -13,16 +13,16 @@ It does not assume that training has converged, and needs no damping: directions
 had no time for count as little as they moved. Not handled: Adam, whose steps are scaled.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
+from influence.checkpoints import at_checkpoint
 from influence.covariances import Covariances
 from influence.diagonal import Identity
 from influence.eigenvalues import CorrectedEigenvalues
@@ -89,8 +89,8 @@ class SOURCE:
 
     Example:
         >>> from projections import Regression
-        >>> task = Regression(nn.Linear(1, 1, bias=False))
-        >>> _ = nn.init.zeros_(task.model.weight)
+        >>> task = Regression(torch.nn.Linear(1, 1, bias=False))
+        >>> _ = torch.nn.init.zeros_(task.model.weight)
         >>> data = [(torch.ones(1), torch.ones(1))]
         >>> run = Segment(
         ...     checkpoints=[task.model.state_dict()], learning_rate=0.1, num_steps=10
@@ -215,8 +215,7 @@ class FittedSOURCE:
                 f"{self.provenance['model']}. Got another one. Load that, or fit again."
             )
         rows, asked = as_rows(data), as_rows(queries)
-        batching = settings or self.settings
-        reading = replace(batching, layers=self.settings.layers, kinds=self.settings.kinds)
+        reading = self.settings.with_batching(settings)
         values = np.zeros((len(asked), len(rows)))
         identity = Identity().fit(task, settings=self.settings)
         found = identity.query_gradients(task, asked, settings=reading)
@@ -270,14 +269,3 @@ def through(
         )
         for name, gradient in gradients.items()
     }
-
-
-@contextmanager
-def at_checkpoint(model: nn.Module, checkpoint: Mapping[str, Tensor]) -> Iterator[None]:
-    """Load a checkpoint, and give the model its own state back at the end."""
-    kept = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    try:
-        model.load_state_dict(checkpoint)
-        yield
-    finally:
-        model.load_state_dict(kept)

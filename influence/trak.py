@@ -17,7 +17,7 @@ from jaxtyping import Float
 from scipy.linalg import cho_factor, cho_solve
 
 from influence.damping import RelativeDamping, noise_floor
-from projections import ConvergenceError, GradientStore, check_at_least
+from projections import ConvergenceError, StoredRows, check_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class TRAK:
         if self.damping is not None:
             check_at_least("damping", self.damping, 0)
 
-    def fit(self, store: GradientStore) -> "FittedTRAK":
+    def fit(self, store: StoredRows) -> "FittedTRAK":
         """Compute the Gram matrix of the rows, in float64.
 
         Raises:
@@ -70,7 +70,7 @@ class FittedTRAK:
         gram: Their damped Gram matrix, ``k k``.
     """
 
-    store: GradientStore
+    store: StoredRows
     gram: Float[np.ndarray, "k k"]
 
     @cached_property
@@ -92,7 +92,7 @@ class FittedTRAK:
 
     def map_queries(self, queries: Float[np.ndarray, "q k"]) -> Float[np.ndarray, "q k"]:
         """Return the queries times the inverse of the damped Gram matrix."""
-        return cho_solve(self._factor, queries.T.astype(np.float64)).T.astype(np.float32)
+        return cho_solve(self._factor, queries.T.astype(np.float64)).T.astype(queries.dtype)
 
     def row_scales(self) -> None:
         """Rows are not scaled."""

@@ -82,6 +82,7 @@ from projections.srht import SRHT
 from projections.store import GradientStore
 from projections.store_edits import compact_store, delete_rows, merge_stores
 from projections.store_writer import StoreWriter
+from projections.stored_rows import MemoryRows, StoredRows
 from projections.streams import without_compression
 from projections.task import QueryTask, Task, to_device
 from projections.tasks import (
@@ -136,6 +137,7 @@ __all__ = [
     "Layout",
     "Masked",
     "MaskedLM",
+    "MemoryRows",
     "Moments",
     "NonDeterministicError",
     "NonFiniteError",
@@ -163,6 +165,7 @@ __all__ = [
     "Statistic",
     "StoreMismatchError",
     "StoreWriter",
+    "StoredRows",
     "Table",
     "TableRows",
     "Task",

@@ -101,6 +101,20 @@ class PassSettings:
         if self.max_tokens is not None:
             check_at_least("max_tokens", self.max_tokens, 1)
 
+    def with_batching(self, other: "PassSettings | None") -> "PassSettings":
+        """Return the components and the precision of these settings, read as others say.
+
+        Args:
+            other: Whose batches and shards to take; these settings' own if None.
+        """
+        return replace(
+            other or self,
+            layers=self.layers,
+            kinds=self.kinds,
+            heads=self.heads,
+            autocast=self.autocast,
+        )
+
     def describe_gradients(self) -> dict[str, Any]:
         """Return as JSON values what changes gradients beside the choice of components."""
         heads = [asdict(split) | {"slots": list(split.slots)} for split in self.heads]

@@ -69,6 +69,7 @@ projections.shards          what the journal of a store adds up to
 projections.column_files    columns mapped from disk, and their damage
 projections.store           rows of projected gradients on disk
 projections.store_writer    writing a store that survives a kill
+projections.stored_rows     rows on disk or in memory, for metrics
 projections.store_edits     delete, compact and merge
 projections.embeddings      one vector a row, from anything, kept in shards
 projections.encoders        from rows to embeddings
@@ -82,6 +83,7 @@ projections.pass_plan       bytes of a pass before it runs
 projections.scores          scores of examples, as a table that travels
 projections                 gradients as vectors
 influence.base              the seam of attribution on rows; the sign of a score
+influence.checkpoints       states of one model
 influence.damping           what is added before inversion
 influence.gradient_dot      gradient dot product and cosine
 influence.trak              the kernel of TRAK on a store
@@ -95,6 +97,12 @@ influence.curvature         fitted curvature, and what it answers
 influence.ekfac             EK-FAC and K-FAC
 influence.diagonal          the diagonal, and the identity
 influence.parameter_space   parameters as coordinates of vectors
+influence.raw_gradients     whole gradients of a few, products with many
+influence.gradient_sums     sums over gradients that are not kept
+influence.members           rows at several states, and sums of scores
+influence.row_influence     influence by a metric on rows
+influence.tracin            sums of gradient products over checkpoints
+influence.datainf           one inverse an example
 influence.products          products with means over a dataset
 influence.hessian           products with the Hessian
 influence.gauss_newton      products with the Gauss-Newton matrix

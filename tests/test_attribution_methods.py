@@ -1,0 +1,298 @@
+"""Methods of attribution against their formulas written out in float64, a row a method."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cases
+import numpy as np
+import pytest
+import torch
+from oracles import flat_gradients
+from torch import nn
+
+from influence import (
+    AbsoluteDamping,
+    DataInf,
+    FittedInfluence,
+    GradientDot,
+    ModelCheckpoint,
+    RowInfluence,
+    TracIn,
+    copy_state,
+)
+from influence.raw_gradients import gradient_blocks
+from projections import (
+    SJLT,
+    Classification,
+    ConvergenceError,
+    PassSettings,
+    StoreMismatchError,
+    Task,
+)
+
+EXACT = 1e-10  # float64 sums in another order
+
+
+def perceptron(count: int = 11, queries: int = 3) -> tuple[Task, list[Any], list[Any]]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 3)).double().eval()
+    rows = [(torch.randn(3).double(), row % 3) for row in range(count + queries)]
+    return Classification(model), rows[:count], rows[count:]
+
+
+def along(model: nn.Module, rates: tuple[float, ...] = (0.3, 0.1)) -> list[ModelCheckpoint]:
+    """Checkpoints around the model, none of which is the model."""
+    torch.manual_seed(1)
+    found = []
+    for rate in rates:
+        state = {
+            name: value + 0.3 * torch.randn_like(value) for name, value in copy_state(model).items()
+        }
+        found.append(ModelCheckpoint(state=state, learning_rate=rate))
+    return found
+
+
+def at(task: Task, checkpoint: ModelCheckpoint, rows: list[Any]) -> np.ndarray:
+    """Whole gradients at a checkpoint, one a row."""
+    kept = copy_state(task.model)
+    task.model.load_state_dict(dict(checkpoint.state))
+    found = flat_gradients(task, rows)
+    task.model.load_state_dict(kept)
+    return found
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method under the contract.
+
+    Args:
+        make: From a task to the method.
+        dense: From a task, training rows and queries to the scores, written out.
+        symmetric: Whether scores among training rows are symmetric.
+    """
+
+    make: Callable[[Task], Any]
+    dense: Callable[[Task, list[Any], list[Any]], np.ndarray]
+    symmetric: bool = True
+
+
+def tracin(task: Task, train: list[Any], queries: list[Any]) -> np.ndarray:
+    parts = [
+        c.learning_rate * at(task, c, queries) @ at(task, c, train).T for c in along(task.model)
+    ]
+    return sum(parts[1:], parts[0])
+
+
+def blocks(task: Task) -> list[slice]:
+    """Where the parameters of each layer lie in a flat gradient."""
+    sizes = [sum(p.numel() for p in layer.parameters()) for layer in task.model.children()]
+    ends = np.cumsum(sizes)
+    return [slice(e - s, e) for s, e in zip(sizes, ends, strict=True) if s]
+
+
+def datainf(task: Task, train: list[Any], queries: list[Any]) -> np.ndarray:
+    """The published formula, with one dense inverse an example."""
+    G, Q = flat_gradients(task, train), flat_gradients(task, queries)
+    total = np.zeros((len(Q), len(G)))
+    for block in blocks(task):
+        g, q = G[:, block], Q[:, block]
+        damping = 0.1 * np.square(g).mean()
+        eye = damping * np.eye(g.shape[1])
+        inverse = np.mean([np.linalg.inv(np.outer(row, row) + eye) for row in g], axis=0)
+        total += q @ inverse @ g.T
+    return total
+
+
+METHODS = {
+    "tracin": Row(lambda task: TracIn(checkpoints=along(task.model)), tracin),
+    "tracin, rows": Row(
+        lambda task: RowInfluence(metric=GradientDot(), checkpoints=along(task.model)), tracin
+    ),
+    "datainf": Row(lambda task: DataInf(), datainf),
+}
+each_method = pytest.mark.parametrize("row", METHODS.values(), ids=list(METHODS))
+
+
+@each_method
+def test_scores_are_the_formula_written_out(row: Row) -> None:
+    task, train, queries = perceptron()
+    wanted = row.dense(task, train, queries)
+    fitted = row.make(task).fit(task, train)
+    found = fitted.scores(task, queries, train)
+    np.testing.assert_allclose(found.values, wanted, rtol=EXACT, atol=EXACT * np.abs(wanted).max())
+    assert isinstance(fitted, FittedInfluence)
+    json.dumps(found.provenance)
+
+
+@each_method
+def test_scores_do_not_depend_on_batches_and_follow_the_order_of_the_rows(row: Row) -> None:
+    task, train, queries = perceptron()
+    fitted = row.make(task).fit(task, train, settings=PassSettings(batch_size=4, shard_size=5))
+    first = fitted.scores(task, queries, train).values
+    turned = train[::-1]
+    second = row.make(task).fit(task, turned).scores(task, queries[::-1], turned).values
+    atol = EXACT * np.abs(first).max()
+    np.testing.assert_allclose(second[::-1, ::-1], first, rtol=EXACT, atol=atol)
+
+
+@each_method
+def test_scores_of_an_example_with_itself_are_its_self_influence(row: Row) -> None:
+    task, train, _ = perceptron(7)
+    fitted = row.make(task).fit(task, train)
+    if not hasattr(fitted, "self_influence"):
+        pytest.skip("the method has no self-influence")
+    pairs = fitted.scores(task, train, train).values
+    found = fitted.self_influence(task, train).values
+    np.testing.assert_allclose(found, np.diag(pairs), rtol=1e-8)
+    if row.symmetric:
+        np.testing.assert_allclose(pairs, pairs.T, rtol=1e-8, atol=EXACT * np.abs(pairs).max())
+
+
+@each_method
+def test_the_model_is_left_as_it_was_and_another_one_is_refused(row: Row) -> None:
+    task, train, queries = perceptron(6)
+    before = copy_state(task.model)
+    fitted = row.make(task).fit(task, train)
+    fitted.scores(task, queries, train)
+    after = task.model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert all(not module._forward_hooks for module in task.model.modules())
+    with torch.no_grad():
+        next(task.model.parameters()).add_(1)
+    with pytest.raises(StoreMismatchError, match="must be asked with the model of the fit"):
+        fitted.scores(task, queries, train)
+
+
+# TracIn
+
+
+def test_tracin_takes_more_queries_than_fit_the_memory_in_several_passes() -> None:
+    task, train, queries = perceptron()
+    fitted = TracIn(checkpoints=along(task.model)).fit(task, train)
+    one = fitted.scores(task, queries, train, memory=1).values
+    np.testing.assert_allclose(one, fitted.scores(task, queries, train).values, rtol=EXACT)
+
+
+def test_tracin_predicts_what_a_short_run_of_descent_does() -> None:
+    # A step on one example after the other: the drop of the query's loss is the sum of scores.
+    task, train, queries = perceptron(8)
+    rate, states = 1e-5, []
+    before = task.losses(task.collate(queries)).detach()
+    start = copy_state(task.model)
+    for row in train:
+        states.append(copy_state(task.model))
+        task.model.zero_grad()
+        task.losses(task.collate([row])).sum().backward()
+        with torch.no_grad():
+            for parameter in task.model.parameters():
+                assert parameter.grad is not None
+                parameter.sub_(rate * parameter.grad)
+    drop = (before - task.losses(task.collate(queries)).detach()).numpy()
+    task.model.load_state_dict(start)
+    task.model.zero_grad()
+    found = np.zeros(len(queries))
+    for row, state in zip(train, states, strict=True):
+        step = TracIn(checkpoints=[ModelCheckpoint(state=state, learning_rate=rate)])
+        found += step.fit(task).scores(task, queries, [row]).values[:, 0]
+    np.testing.assert_allclose(found, drop, rtol=1e-3)
+
+
+def test_projected_rows_of_checkpoints_are_kept_and_sum_to_nearly_the_exact_scores(
+    tmp_path: Path,
+) -> None:
+    task, train, queries = perceptron()
+    method = RowInfluence(
+        metric=GradientDot(),
+        projector=SJLT(num_dims=3000, seed=0),
+        checkpoints=along(task.model),
+        path=tmp_path,
+    )
+    found = method.fit(task, train).scores(task, queries, train).values
+    wanted = tracin(task, train, queries)
+    assert np.corrcoef(found.ravel(), wanted.ravel())[0, 1] > 0.99
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-0", "checkpoint-1"]
+    again = method.fit(task, train).scores(task, queries, train).values
+    np.testing.assert_array_equal(again, found)
+    other = replace(method, checkpoints=method.checkpoints[::-1])
+    with pytest.raises(StoreMismatchError, match="model"):
+        other.fit(task, train)
+
+
+def test_states_of_other_models_are_refused_before_any_work() -> None:
+    task, train, queries = perceptron()
+    state = dict(copy_state(task.model))
+    state["0.weight"] = torch.zeros(2, 2)
+    del state["2.bias"]
+    state["3.bias"] = torch.zeros(1)
+    wrong = ModelCheckpoint(state=state)
+    message = r"Missing: \['2\.bias'\]; unknown: \['3\.bias'\]; of another shape: \['0\.weight'\]"
+    for method in (
+        TracIn(checkpoints=[wrong]),
+        RowInfluence(metric=GradientDot(), checkpoints=[wrong]),
+    ):
+        with pytest.raises(StoreMismatchError, match=message):
+            method.fit(task, train)
+    with pytest.raises(ValueError, match="`checkpoints` must hold at least one"):
+        TracIn(checkpoints=[])
+    fitted = RowInfluence(metric=GradientDot()).fit(task, train)
+    with pytest.raises(StoreMismatchError, match="must be asked for the data of the fit"):
+        fitted.scores(task, queries, queries)
+    with pytest.raises(ValueError, match="`learning_rate` must be at least 0"):
+        ModelCheckpoint(state=state, learning_rate=-1.0)
+
+
+def test_a_checkpoint_of_what_was_trained_is_enough() -> None:
+    task, train, queries = perceptron()
+    whole = along(task.model)[:1]
+    for parameter in list(task.model.parameters())[:2]:
+        parameter.requires_grad_(False)
+    kept = {name: value for name, value in whole[0].state.items() if name.startswith("2.")}
+    found = (
+        TracIn(checkpoints=[replace(whole[0], state=kept)]).fit(task).scores(task, queries, train)
+    )
+    full = {**copy_state(task.model), **kept}
+    wanted = (
+        TracIn(checkpoints=[replace(whole[0], state=full)]).fit(task).scores(task, queries, train)
+    )
+    np.testing.assert_array_equal(found.values, wanted.values)
+
+
+# DataInf
+
+
+@pytest.mark.parametrize("name", ["gpt2-tied", "convnet-groups-reflect", "used-twice"])
+def test_datainf_takes_every_kind_of_layer(name: str) -> None:
+    task, data = cases.build(name, 5)
+    fitted = DataInf().fit(task, data)
+    space = fitted.space
+    table = list(gradient_blocks(task, fitted.rows, space, settings=PassSettings()))
+    G = torch.cat(table).numpy()
+    wanted = np.zeros((5, 5))
+    for key, component in space.layout.components.items():
+        start = min(space.coordinates.starts[part.name] for part in component.parameters)
+        g = G[:, start : start + component.size]
+        own = g @ g.T
+        inner = own / (fitted.dampings[key] + np.diag(own))
+        wanted += (own - inner @ own / 5) / fitted.dampings[key]
+    found = fitted.scores(task, data, data).values
+    np.testing.assert_allclose(found, wanted, rtol=1e-8, atol=EXACT * np.abs(wanted).max())
+
+
+def test_datainf_of_one_example_is_the_exact_inverse() -> None:
+    task, train, queries = perceptron(1)
+    g, q = flat_gradients(task, train), flat_gradients(task, queries)
+    fitted = DataInf(damping=AbsoluteDamping(0.2)).fit(task, train)
+    wanted = np.zeros((3, 1))
+    for block in blocks(task):
+        matrix = g[:, block].T @ g[:, block] + 0.2 * np.eye(g[:, block].shape[1])
+        wanted += q[:, block] @ np.linalg.solve(matrix, g[:, block].T)
+    np.testing.assert_allclose(fitted.scores(task, queries, train).values, wanted, rtol=EXACT)
+
+
+def test_datainf_refuses_a_damping_of_zero_and_names_the_component() -> None:
+    task, train, _ = perceptron()
+    with pytest.raises(ConvergenceError, match=r"damping of every component.*\['0', '2'\]"):
+        DataInf(damping=AbsoluteDamping(0.0)).fit(task, train)
