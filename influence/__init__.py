@@ -3,6 +3,7 @@
 from influence.arnoldi import Arnoldi
 from influence.astra import ASTRA
 from influence.base import FittedInfluence, FittedMetric, Metric
+from influence.bm25 import BM25, FittedBM25
 from influence.checkpoints import ModelCheckpoint, copy_state
 from influence.conjugate_gradients import ConjugateGradients
 from influence.curvature import Curvature, FittedCurvature
@@ -17,13 +18,16 @@ from influence.datainf import DataInf, FittedDataInf
 from influence.diagonal import Diagonal, Identity
 from influence.eigen_index import EigenProjector, choose_coordinates
 from influence.ekfac import EKFAC, KFAC
+from influence.embedding_similarity import EmbeddingSimilarity, FittedEmbeddingSimilarity
 from influence.gauss_newton import GaussNewton
 from influence.gradient_dot import GradientCosine, GradientDot
 from influence.hessian import Hessian
+from influence.hidden_similarity import FittedHiddenSimilarity, HiddenSimilarity
 from influence.implicit_differentiation import hypergradients
 from influence.influence_index import InfluenceIndex, build_index
 from influence.inverse import FittedInverse, Inverse
 from influence.kfac_math import LayerCurvature, Rotation
+from influence.label_signed import FittedLabelSigned, LabelSigned
 from influence.lds import LDS, linear_datamodeling_score
 from influence.leave_one_out import FittedLeaveOneOut
 from influence.lexical import Candidates, lexical_candidates
@@ -41,15 +45,19 @@ from influence.ridge_leave_one_out import RidgeLeaveOneOut
 from influence.row_influence import FittedRowInfluence, RowInfluence
 from influence.solver import PreparedSolver, Solution, Solver
 from influence.source import SOURCE, FittedSOURCE, Segment
+from influence.tfidf import TFIDF, FittedTFIDF
 from influence.tracin import FittedTracIn, TracIn
 from influence.trak import TRAK
+from influence.trak_ensemble import FittedTRAKEnsemble, TRAKEnsemble
 
 __all__ = [
     "ASTRA",
+    "BM25",
     "EKFAC",
     "KFAC",
     "LDS",
     "SOURCE",
+    "TFIDF",
     "TRAK",
     "AbsoluteDamping",
     "Arnoldi",
@@ -61,23 +69,32 @@ __all__ = [
     "DataInf",
     "Diagonal",
     "EigenProjector",
+    "EmbeddingSimilarity",
+    "FittedBM25",
     "FittedCurvature",
     "FittedDataInf",
+    "FittedEmbeddingSimilarity",
+    "FittedHiddenSimilarity",
     "FittedInfluence",
     "FittedInverse",
+    "FittedLabelSigned",
     "FittedLeaveOneOut",
     "FittedMetagradients",
     "FittedMetric",
     "FittedRowInfluence",
     "FittedSOURCE",
+    "FittedTFIDF",
+    "FittedTRAKEnsemble",
     "FittedTracIn",
     "GaussNewton",
     "GradientCosine",
     "GradientDot",
     "Hessian",
+    "HiddenSimilarity",
     "Identity",
     "InfluenceIndex",
     "Inverse",
+    "LabelSigned",
     "LayerCurvature",
     "LiSSA",
     "LogisticLeaveOneOut",
@@ -102,6 +119,7 @@ __all__ = [
     "Solution",
     "Solver",
     "SymmetricMatrix",
+    "TRAKEnsemble",
     "TracIn",
     "build_index",
     "choose_coordinates",

@@ -14,10 +14,10 @@ References:
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import bm25s
 import numpy as np
 from jaxtyping import Int
 
+from influence.bm25 import bm25_index, bm25_scores
 from projections import check_between, check_not_empty
 
 
@@ -56,10 +56,7 @@ def lexical_candidates(
     """
     check_not_empty("queries", len(queries))
     check_between("k", k, 1, len(texts), "the number of texts")
-    index = bm25s.BM25()
-    index.index(bm25s.tokenize(list(texts), stopwords=[], show_progress=False), show_progress=False)
-    asked = bm25s.tokenize(list(queries), stopwords=[], return_ids=False, show_progress=False)
-    scores = np.stack([index.get_scores([str(word) for word in words]) for words in asked])
+    scores = bm25_scores(bm25_index(texts), queries)
     chosen = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     size = min(k, len(texts) - k)
     random = np.random.default_rng(seed)

@@ -6,7 +6,7 @@ What TracIn, TRAK with ensembles and LESS share on projected gradients: rows at 
 kept in memory or in a store of its own, a metric on them, and a weight in the sum.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -152,21 +152,30 @@ def reseeded(projector: Projector, number: int) -> Projector:
     return projector
 
 
-def check_fitted_to(task: Task, rows: Rows, provenance: Any) -> None:
+def check_fitted_to(task: Task, rows: Rows, provenance: Mapping[str, Any]) -> None:
     """Refuse another model or other data than those whose rows are kept.
 
     Raises:
         StoreMismatchError: Says which of them differs.
     """
     check_fitted_model(task, provenance)
+    check_fitted_data(rows, provenance)
+
+
+def check_fitted_data(rows: Rows, provenance: Mapping[str, Any]) -> None:
+    """Refuse other data than that of the fit.
+
+    Raises:
+        StoreMismatchError: The fingerprints differ.
+    """
     if rows.fingerprint != provenance["data"]:
         raise StoreMismatchError(
-            "scores must be asked for the data of the fit, whose rows are kept. That was "
+            "scores must be asked for the data of the fit, of which something is kept. That was "
             f"{provenance['data']}; this is {rows.fingerprint}. Fit again."
         )
 
 
-def check_fitted_model(task: Task, provenance: Any) -> None:
+def check_fitted_model(task: Task, provenance: Mapping[str, Any]) -> None:
     """Refuse another model than that of the fit, or one that has changed.
 
     Raises:

@@ -34,6 +34,7 @@ from projections.encoders import (
     HiddenStates,
     SentenceEncoder,
     TfidfSVD,
+    texts_of,
 )
 from projections.errors import (
     ConvergenceError,
@@ -88,6 +89,7 @@ from projections.task import QueryTask, Task, to_device
 from projections.tasks import (
     CausalLM,
     Classification,
+    LogOdds,
     MaskedLM,
     Regression,
     Seq2SeqLM,
@@ -135,6 +137,7 @@ __all__ = [
     "KroneckerBlock",
     "Labels",
     "Layout",
+    "LogOdds",
     "Masked",
     "MaskedLM",
     "MemoryRows",
@@ -222,6 +225,7 @@ __all__ = [
     "run_pass",
     "show_progress",
     "sign_entries",
+    "texts_of",
     "to_device",
     "track",
     "uniforms",

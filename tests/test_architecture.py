@@ -23,6 +23,7 @@ projections.parallel        work on many items at once, in order
 projections.labels          where the labels of a Fisher matrix come from
 projections.task            a model, and what the loss of an example means
 projections.tasks.categorical   losses and statistics over labels
+projections.tasks.log_odds  log-odds in place of losses
 projections.tasks.classification    images, tables and texts
 projections.tasks.tokens    what tasks over token lists share
 projections.tasks.language  causal language models
@@ -101,6 +102,7 @@ influence.raw_gradients     whole gradients of a few, products with many
 influence.gradient_sums     sums over gradients that are not kept
 influence.members           rows at several states, and sums of scores
 influence.row_influence     influence by a metric on rows
+influence.trak_ensemble     log-odds and several models
 influence.tracin            sums of gradient products over checkpoints
 influence.datainf           one inverse an example
 influence.products          products with means over a dataset
@@ -129,6 +131,11 @@ influence.whitening         queries times an inverse curvature
 influence.row_gram          Gram matrices of kept coordinates
 influence.influence_index   influence at the speed of an index
 influence.lds               does the sum of scores predict retraining?
+influence.bm25              rare words in common
+influence.tfidf             cosines of weighted words
+influence.embedding_similarity    cosines of embeddings
+influence.hidden_similarity    cosines of a layer's inputs
+influence.label_signed      similarities signed by labels
 influence.lexical           candidates by shared words, and a control
 influence.retrieval         training examples behind a query
 influence                   what an example did to a prediction

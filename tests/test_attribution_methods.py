@@ -14,13 +14,17 @@ from oracles import flat_gradients
 from torch import nn
 
 from influence import (
+    TRAK,
     AbsoluteDamping,
     DataInf,
     FittedInfluence,
     GradientDot,
+    HiddenSimilarity,
+    LabelSigned,
     ModelCheckpoint,
     RowInfluence,
     TracIn,
+    TRAKEnsemble,
     copy_state,
 )
 from influence.raw_gradients import gradient_blocks
@@ -28,12 +32,14 @@ from projections import (
     SJLT,
     Classification,
     ConvergenceError,
+    LogOdds,
     PassSettings,
     StoreMismatchError,
     Task,
 )
 
 EXACT = 1e-10  # float64 sums in another order
+SINGLE = 1e-5  # vectors are kept in float32
 
 
 def perceptron(count: int = 11, queries: int = 3) -> tuple[Task, list[Any], list[Any]]:
@@ -72,11 +78,13 @@ class Row:
         make: From a task to the method.
         dense: From a task, training rows and queries to the scores, written out.
         symmetric: Whether scores among training rows are symmetric.
+        tolerance: How near, relative to the largest score.
     """
 
     make: Callable[[Task], Any]
     dense: Callable[[Task, list[Any], list[Any]], np.ndarray]
     symmetric: bool = True
+    tolerance: float = EXACT
 
 
 def tracin(task: Task, train: list[Any], queries: list[Any]) -> np.ndarray:
@@ -106,12 +114,69 @@ def datainf(task: Task, train: list[Any], queries: list[Any]) -> np.ndarray:
     return total
 
 
+def odds_gradients(task: Task, rows: list[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Gradients of ``log(p / (1 - p))``, and ``1 - p``, of one row after the other."""
+    gradients, doubts = [], []
+    for inputs, label in rows:
+        p = task.model(inputs[None]).softmax(-1)[0, label]
+        task.model.zero_grad()
+        (p.log() - (1 - p).log()).backward()
+        flat = [q.grad.flatten() for q in task.model.parameters() if q.grad is not None]
+        gradients.append(torch.cat(flat).numpy().copy())
+        doubts.append(1 - float(p.detach()))
+    task.model.zero_grad()
+    return np.stack(gradients), np.array(doubts)
+
+
+def trak_ensemble(task: Task, train: list[Any], queries: list[Any]) -> np.ndarray:
+    """Both means of the formula over models, with dense inverses."""
+    kernels, doubts, kept = [], [], copy_state(task.model)
+    for one in along(task.model):
+        task.model.load_state_dict(dict(one.state))
+        (G, doubt), (Q, _) = odds_gradients(task, train), odds_gradients(task, queries)
+        gram = G.T @ G / len(G)
+        damped = gram + 0.3 * np.trace(gram) / len(gram) * np.eye(len(gram))
+        kernels.append(Q @ np.linalg.inv(damped) @ G.T)
+        doubts.append(doubt)
+        task.model.load_state_dict(kept)
+    return np.mean(kernels, axis=0) * np.mean(doubts, axis=0)
+
+
+def hidden(task: Task, train: list[Any], queries: list[Any]) -> np.ndarray:
+    def inputs(rows: list[Any]) -> np.ndarray:
+        model: Any = task.model
+        out = model[1](model[0](torch.stack([row[0] for row in rows]))).detach().numpy()
+        return out / np.linalg.norm(out, axis=1, keepdims=True)
+
+    return inputs(queries) @ inputs(train).T
+
+
+def label_of(row: Any) -> Any:
+    return row[1]
+
+
+def signed(task: Task, train: list[Any], queries: list[Any]) -> np.ndarray:
+    agree = np.array([[a[1] == b[1] for b in train] for a in queries])
+    return hidden(task, train, queries) * np.where(agree, 1, -1)
+
+
 METHODS = {
     "tracin": Row(lambda task: TracIn(checkpoints=along(task.model)), tracin),
     "tracin, rows": Row(
         lambda task: RowInfluence(metric=GradientDot(), checkpoints=along(task.model)), tracin
     ),
     "datainf": Row(lambda task: DataInf(), datainf),
+    "trak, several models": Row(
+        lambda task: TRAKEnsemble(checkpoints=along(task.model), damping=0.3),
+        trak_ensemble,
+        symmetric=False,
+    ),
+    "hidden states": Row(lambda task: HiddenSimilarity(), hidden, tolerance=SINGLE),
+    "hidden states, signed": Row(
+        lambda task: LabelSigned(method=HiddenSimilarity(layer="2"), label=label_of),
+        signed,
+        tolerance=SINGLE,
+    ),
 }
 each_method = pytest.mark.parametrize("row", METHODS.values(), ids=list(METHODS))
 
@@ -122,7 +187,8 @@ def test_scores_are_the_formula_written_out(row: Row) -> None:
     wanted = row.dense(task, train, queries)
     fitted = row.make(task).fit(task, train)
     found = fitted.scores(task, queries, train)
-    np.testing.assert_allclose(found.values, wanted, rtol=EXACT, atol=EXACT * np.abs(wanted).max())
+    atol = row.tolerance * np.abs(wanted).max()
+    np.testing.assert_allclose(found.values, wanted, rtol=EXACT, atol=atol)
     assert isinstance(fitted, FittedInfluence)
     json.dumps(found.provenance)
 
@@ -134,7 +200,7 @@ def test_scores_do_not_depend_on_batches_and_follow_the_order_of_the_rows(row: R
     first = fitted.scores(task, queries, train).values
     turned = train[::-1]
     second = row.make(task).fit(task, turned).scores(task, queries[::-1], turned).values
-    atol = EXACT * np.abs(first).max()
+    atol = row.tolerance * np.abs(first).max()
     np.testing.assert_allclose(second[::-1, ::-1], first, rtol=EXACT, atol=atol)
 
 
@@ -258,6 +324,70 @@ def test_a_checkpoint_of_what_was_trained_is_enough() -> None:
         TracIn(checkpoints=[replace(whole[0], state=full)]).fit(task).scores(task, queries, train)
     )
     np.testing.assert_array_equal(found.values, wanted.values)
+
+
+# TRAK
+
+
+@pytest.mark.parametrize("name", ["mlp-inplace-relu", "gpt2-tied", "bert"])
+def test_log_odds_are_the_loss_without_its_doubt(name: str) -> None:
+    # d(-log p) = -(1 - p) d log(p / (1 - p)), position by position.
+    task, data = cases.build(name, 4)
+    odds: Any = LogOdds(task)
+    batch = task.collate(odds.encode(data))
+    logits, labels = odds.task.logits_and_labels(batch)
+    p = logits.softmax(-1).gather(-1, labels.clamp(min=0)[..., None]).squeeze(-1)
+    counted = labels >= 0
+    wanted = -(torch.log(p / (1 - p)) * counted).flatten(1 if p.dim() > 1 else 0)
+    wanted = wanted.sum(1) if p.dim() > 1 else wanted
+    found = odds.statistics(batch)
+    torch.testing.assert_close(found["loss"], wanted)
+    means = (p * counted).view(4, -1).sum(1) / counted.view(4, -1).sum(1)
+    torch.testing.assert_close(found["doubt"], (1 - means).detach())
+
+
+def test_one_model_of_trak_projects_like_the_kernel_on_rows_of_log_odds(tmp_path: Path) -> None:
+    task, train, queries = perceptron(40)
+    projector = SJLT(num_dims=16, seed=0)
+    here = [ModelCheckpoint(state=copy_state(task.model))]
+    method = TRAKEnsemble(checkpoints=here, projector=projector, damping=0.1, path=tmp_path)
+    fitted = method.fit(task, train)
+    rows = RowInfluence(metric=TRAK(damping=0.1), projector=projector)
+    odds = LogOdds(task)
+    kernel = rows.fit(odds, train).scores(odds, queries, train).values
+    found = fitted.scores(task, queries, train).values
+    np.testing.assert_allclose(found, kernel * fitted.doubts, rtol=1e-3, atol=1e-5)
+    again = method.fit(task, train).scores(task, queries, train).values
+    np.testing.assert_array_equal(found, again)
+
+
+def test_models_of_an_ensemble_have_projections_of_their_own() -> None:
+    task, train, _ = perceptron()
+    here = ModelCheckpoint(state=copy_state(task.model))
+    method = TRAKEnsemble(checkpoints=[here, here], projector=SJLT(num_dims=5, seed=3))
+    seeds = [member.projector for member in method.fit(task, train).kernels.members]
+    assert seeds == [SJLT(num_dims=5, seed=3), SJLT(num_dims=5, seed=4)]
+
+
+def test_trak_asks_about_measurements_where_a_task_has_some() -> None:
+    class Asked(Classification):
+        def measurements(self, batch: Any) -> torch.Tensor:
+            return 2 * self.losses(batch)
+
+    task, train, queries = perceptron()
+    here = [ModelCheckpoint(state=copy_state(task.model))]
+    fitted = TRAKEnsemble(checkpoints=here, damping=0.3).fit(task, train)
+    found = fitted.scores(Asked(task.model), queries, train).values
+    odds = fitted.scores(task, queries, train).values
+    _, doubts = odds_gradients(task, queries)
+    np.testing.assert_allclose(found, 2 * doubts[:, None] * odds, rtol=1e-8)
+
+
+def test_log_odds_need_labels() -> None:
+    task, data = cases.build("linear-regression", 3)
+    here = [ModelCheckpoint(state=copy_state(task.model))]
+    with pytest.raises(TypeError, match=r"`logits_and_labels`.*Got Regression\. Use TRAK on rows"):
+        TRAKEnsemble(checkpoints=here).fit(task, data)
 
 
 # DataInf
