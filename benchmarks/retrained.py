@@ -12,21 +12,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from retraining import (
-    Losses,
-    Recipe,
-    classification_losses,
-    language_losses,
-    losses_of_many,
-    one_model,
-    train_many,
-)
+from retraining import losses_of_many, one_model, train_many
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutput
 
 from gradsift.corpus import CorpusSettings, build_corpus
-from influence import LDS, linear_datamodeling_score
+from influence import (
+    Estimate,
+    Losses,
+    Recipe,
+    classification_losses,
+    language_losses,
+    linear_datamodeling_score,
+)
 from projections import CausalLM, Classification, Task
 
 
@@ -84,31 +83,14 @@ class Retrained:
         """The queries."""
         return rows_of(self.problem.queries)
 
-    def lds(self, scores: np.ndarray) -> LDS:
+    def lds(self, scores: np.ndarray) -> Estimate:
         """Return how well summed scores predict retraining."""
         return linear_datamodeling_score(self.masks, scores, self.losses.mean(0))
 
     @property
     def ceiling(self) -> float:
-        """Correlation with retraining under other seeds, stepped up to their mean.
-
-        The mean over pairs of seeds of the rank correlation, r, becomes 1 - (1 - r) / s by
-        the formula of Spearman and Brown, and its root bounds what any score can reach.
-        """
-        seeds = len(self.losses)
-        if seeds == 1:
-            return float("nan")
-        found = []
-        for one in range(seeds):
-            for other in range(one):
-                ranks = [np.argsort(np.argsort(self.losses[s], 0), 0) for s in (one, other)]
-                centred = [rank - rank.mean(0) for rank in ranks]
-                top = (centred[0] * centred[1]).sum(0)
-                found.append(
-                    (top / np.prod([np.linalg.norm(c, axis=0) for c in centred], 0)).mean()
-                )
-        r = float(np.mean(found))
-        return (seeds * r / (1 + (seeds - 1) * r)) ** 0.5
+        """The best that any score can reach; not a number for one seed."""
+        return lds_ceiling(self.losses).mean if len(self.losses) > 1 else float("nan")
 
 
 def rows_of(part: tuple[Tensor, ...]) -> list[Any]:

@@ -3,57 +3,17 @@
 Letters: ``m`` models, ``b`` examples of a batch, ``q`` queries.
 
 The weights of all models are stacked, and a step of all of them is one step of
-``torch.func.vmap``. Every model has its own start and its own order of examples.
+``torch.func.vmap``. Every model has its own start and its own order of examples, unlike those
+of `influence.Trainer`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
-Losses = Callable[[nn.Module, Mapping[str, Tensor], tuple[Tensor, ...]], Tensor]
-"""From a module, its parameters and a batch to one loss an example."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a model is trained."""
-
-    learning_rate: float = 0.01
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    momentum: float = 0.9
-    batch_size: int = 64
-    epochs: int = 50
-    at_once: int = 100
-    """Models trained at once; fewer where their activations leave the cache."""
-
-    def num_steps(self, num_examples: int) -> int:
-        """Return the number of steps over this many examples."""
-        return num_examples // self.batch_size * self.epochs
-
-
-def classification_losses(
-    module: nn.Module, params: Mapping[str, Tensor], batch: tuple[Tensor, ...]
-) -> Tensor:
-    """Return the cross-entropy of each example."""
-    inputs, labels = batch
-    logits = functional_call(module, dict(params), (inputs,))
-    return nn.functional.cross_entropy(logits, labels, reduction="none")
-
-
-def language_losses(
-    module: nn.Module, params: Mapping[str, Tensor], batch: tuple[Tensor, ...]
-) -> Tensor:
-    """Return the cross-entropy of each sequence, summed over its tokens."""
-    (tokens,) = batch
-    logits = functional_call(module, dict(params), (tokens,)).logits[:, :-1]
-    losses = nn.functional.cross_entropy(
-        logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
-    )
-    return losses.view(len(tokens), -1).sum(1)
+from influence import Losses, Recipe
 
 
 def train_many(
@@ -97,10 +57,7 @@ def _train_some(
     seeds = [seed * 10_000 + first + number for number in range(len(subsets))]
     template, params = _stacked_starts(make, seeds)
     generators = [torch.Generator().manual_seed(own) for own in seeds]
-    if recipe.optimizer == "sgd":
-        step = torch.optim.SGD(params.values(), lr=recipe.learning_rate, momentum=recipe.momentum)
-    else:
-        step = torch.optim.Adam(params.values(), lr=recipe.learning_rate)
+    step = recipe.stepper(params)
     each = vmap(lambda own, batch: losses(template, own, batch).sum())
     for _ in range(recipe.epochs):
         shuffled = torch.stack(

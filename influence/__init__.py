@@ -15,10 +15,18 @@ from influence.damping import (
     recipe_damping,
 )
 from influence.datainf import DataInf, FittedDataInf
+from influence.detection import (
+    class_detection,
+    mislabel_detection,
+    recall_of_members,
+    shortcut_detection,
+    subset_detection,
+)
 from influence.diagonal import Diagonal, Identity
 from influence.eigen_index import EigenProjector, choose_coordinates
 from influence.ekfac import EKFAC, KFAC
 from influence.embedding_similarity import EmbeddingSimilarity, FittedEmbeddingSimilarity
+from influence.estimates import Estimate
 from influence.gauss_newton import GaussNewton
 from influence.gradient_dot import GradientCosine, GradientDot
 from influence.hessian import Hessian
@@ -28,7 +36,12 @@ from influence.influence_index import InfluenceIndex, build_index
 from influence.inverse import FittedInverse, Inverse
 from influence.kfac_math import LayerCurvature, Rotation
 from influence.label_signed import FittedLabelSigned, LabelSigned
-from influence.lds import LDS, linear_datamodeling_score
+from influence.lds import (
+    error_over_subsets,
+    lds_ceiling,
+    linear_datamodeling_score,
+    random_subsets,
+)
 from influence.leave_one_out import FittedLeaveOneOut
 from influence.lexical import Candidates, lexical_candidates
 from influence.lissa import LiSSA
@@ -40,6 +53,15 @@ from influence.pairwise import SelfInfluence
 from influence.plan import Plan, make_plan
 from influence.preconditioners import CurvaturePreconditioner, NoPreconditioner, Preconditioner
 from influence.products import Matrix, MeanMatrix, Products, SymmetricMatrix
+from influence.recipe import Losses, Recipe, classification_losses, language_losses
+from influence.removal import (
+    leave_one_out,
+    leave_one_out_correlation,
+    quantile_drop,
+    without_top,
+)
+from influence.retrained_losses import retrained_losses
+from influence.retraining import Trainer
 from influence.retrieval import retrieve, retrieve_rows
 from influence.ridge_leave_one_out import RidgeLeaveOneOut
 from influence.row_influence import FittedRowInfluence, RowInfluence
@@ -55,7 +77,6 @@ __all__ = [
     "BM25",
     "EKFAC",
     "KFAC",
-    "LDS",
     "SOURCE",
     "TFIDF",
     "TRAK",
@@ -70,6 +91,7 @@ __all__ = [
     "Diagonal",
     "EigenProjector",
     "EmbeddingSimilarity",
+    "Estimate",
     "FittedBM25",
     "FittedCurvature",
     "FittedDataInf",
@@ -98,6 +120,7 @@ __all__ = [
     "LayerCurvature",
     "LiSSA",
     "LogisticLeaveOneOut",
+    "Losses",
     "Matrix",
     "MeanMatrix",
     "Metagradients",
@@ -110,6 +133,7 @@ __all__ = [
     "Preconditioner",
     "PreparedSolver",
     "Products",
+    "Recipe",
     "RelativeDamping",
     "RidgeLeaveOneOut",
     "Rotation",
@@ -121,15 +145,31 @@ __all__ = [
     "SymmetricMatrix",
     "TRAKEnsemble",
     "TracIn",
+    "Trainer",
     "build_index",
     "choose_coordinates",
+    "class_detection",
+    "classification_losses",
     "copy_state",
+    "error_over_subsets",
     "hypergradients",
+    "language_losses",
+    "lds_ceiling",
+    "leave_one_out",
+    "leave_one_out_correlation",
     "lexical_candidates",
     "linear_datamodeling_score",
     "make_plan",
+    "mislabel_detection",
     "noise_floor",
+    "quantile_drop",
+    "random_subsets",
+    "recall_of_members",
     "recipe_damping",
+    "retrained_losses",
     "retrieve",
     "retrieve_rows",
+    "shortcut_detection",
+    "subset_detection",
+    "without_top",
 ]

@@ -130,7 +130,13 @@ influence.eigen_index       the coordinates of most curvature
 influence.whitening         queries times an inverse curvature
 influence.row_gram          Gram matrices of kept coordinates
 influence.influence_index   influence at the speed of an index
+influence.estimates         a mean and its standard error
 influence.lds               does the sum of scores predict retraining?
+influence.removal           what removing examples did
+influence.detection         are the right examples first?
+influence.recipe            how small models are trained
+influence.retraining        many small models trained at once
+influence.retrained_losses  what retraining did, kept in a folder
 influence.bm25              rare words in common
 influence.tfidf             cosines of weighted words
 influence.embedding_similarity    cosines of embeddings

@@ -11,7 +11,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("projections", "influence", "selection")
 HEAVY = ("faiss", "matplotlib", "sklearn")
-ALIASES = {"Provenance", "FisherName", "Encoder"}  # names of types, described below themselves
+ALIASES = {
+    "Provenance",
+    "FisherName",
+    "Encoder",
+    "Losses",
+}  # names of types, described below themselves
 
 
 def public(package: str) -> list[tuple[str, Any]]:
