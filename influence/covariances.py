@@ -94,6 +94,14 @@ class Covariances:
         """For each linear map, the one whose covariance of inputs it shares."""
         return dict(self._owners)
 
+    def input_sizes(self, name: str) -> list[int]:
+        """Return the widths of the diagonal blocks of a linear map's inputs."""
+        return [len(block) for block in self._inputs[self._owners[name]]]
+
+    def grad_sizes(self, name: str) -> list[int]:
+        """Return the widths of the diagonal blocks of a linear map's output gradients."""
+        return [len(block) for block in self._grads[name]]
+
     def input_blocks(self, name: str) -> list[Tensor]:
         """Return the mean of ``a a^T`` over tokens, by diagonal block."""
         owner = self._owners[name]
@@ -112,12 +120,15 @@ class Covariances:
                     state[f"{kind}|{name}|{number}"] = block
         for name, tokens in self._tokens.items():
             state[f"{TOKENS}|{name}|0"] = torch.as_tensor(tokens)
-        names = list(self._grads)
         for name, owner in self._owners.items():
-            state[f"{OWNER}|{name}|0"] = torch.tensor(names.index(owner))
-        for position, name in enumerate(names):
+            state[f"{OWNER}|{name}|{owner}"] = torch.tensor(0)
+        for position, name in enumerate(self._grads):
             state[f"order|{name}|0"] = torch.tensor(position)
         return state
+
+    def is_sum(self, key: str) -> bool:
+        """Tell whether an entry of the state is a sum, and not the place of a name."""
+        return key.split("|")[0] in (INPUT, GRAD, TOKENS, EXAMPLES)
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a state."""
@@ -140,11 +151,11 @@ class Covariances:
                 if name in sums:
                     blocks = [a + b for a, b in zip(sums[name], blocks, strict=True)]
                 sums[name] = blocks
-        for kind, name, _, value in entries:
+        for kind, name, third, value in entries:
             if kind == TOKENS:
                 self._tokens[name] = self._tokens.get(name, 0) + value
             elif kind == OWNER:
-                self._owners.setdefault(name, names[int(value)])
+                self._owners.setdefault(name, third)
 
     def _add(self, sums: dict[str, list[Tensor]], name: str, rows: Tensor) -> None:
         """Add Gram matrices of the rows, one for each diagonal block."""

@@ -183,6 +183,10 @@ class RowGram:
         self._flush()
         return {"sum": self._sum, "examples": torch.tensor(self._examples)}
 
+    def is_sum(self, key: str) -> bool:
+        """Tell that every entry of the state is a sum."""
+        return True
+
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a state."""
         self._waiting = []

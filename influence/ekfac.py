@@ -15,8 +15,8 @@ from typing import Any, Literal
 from influence.covariances import Covariances
 from influence.curvature import FittedCurvature, LayerCurvature
 from influence.damping import Damping, RelativeDamping
+from influence.decompositions import decompose
 from influence.eigenvalues import CorrectedEigenvalues
-from influence.kfac_math import Rotation, eigendecompose
 from influence.linear_layers import KINDS
 from projections import (
     FolderCheckpoint,
@@ -217,20 +217,6 @@ class KFAC(EKFAC):
             for name, (left, right, products) in decompose(covariances).items()
         }
         return walk.result(layers)
-
-
-def decompose(covariances: Covariances) -> dict[str, tuple[Rotation, Rotation, Any]]:
-    """Return ``U_G``, ``U_A`` and the products of eigenvalues of each linear map."""
-    inputs: dict[str, Any] = {}
-    found = {}
-    for name in covariances.names:
-        owner = covariances.owners[name]
-        if owner not in inputs:
-            inputs[owner] = eigendecompose(covariances.input_blocks(name), f"{owner}, inputs")
-        alphas, right = inputs[owner]
-        gammas, left = eigendecompose(covariances.grad_blocks(name), f"{name}, output gradients")
-        found[name] = (left, right, gammas[:, None] * alphas)
-    return found
 
 
 def linear_settings(settings: PassSettings | None) -> PassSettings:

@@ -8,7 +8,7 @@ hundred can be scored again by the full curvature, for those candidates only.
 """
 
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ from projections import (
     as_rows,
     check_at_least,
     check_between,
+    current_ranks,
     describe,
     read_json,
     run_pass,
@@ -284,9 +285,15 @@ def build_index(
         "shard_size": reading.shard_size,
         "curvature_damping": describe(curvature.damping),  # self-influence beside the rows has it
     }
-    writer = StoreWriter(folder / STORE, how, num_rows=len(rows), dtype=row_dtype)
-    if not (folder / CURVATURE).exists():
-        curvature.save(folder / CURVATURE)
+    ranks = current_ranks()
+
+    def opened() -> StoreWriter:
+        writer = StoreWriter(folder / STORE, how, num_rows=len(rows), dtype=row_dtype)
+        if not (folder / CURVATURE).exists():
+            curvature.save(folder / CURVATURE)
+        return writer
+
+    writer = ranks.first_then_others(opened, "opening an index")
     own = SelfInfluence(curvature.layers, curvature.inverses)
     columns = [Sketch(projector), GradientNorm(), own, Statistic("loss")]
     run_pass(task, rows, columns, settings=reading, sink=writer, description="index")
@@ -297,14 +304,15 @@ def build_index(
     if labels is not None:
         rank = "" if gram_rank is None else f"-{gram_rank}"
         file = f"gram-{labels.kind}{rank}{'.npy' if gram_rank is None else '.npz'}"
-        if not (folder / file).exists() and gram_rank is not None:
-            found = low_rank_gram(store.blocks, target.numpy(), rank=gram_rank, seed=seed)
-            write_gram(folder / file, found)
-        elif not (folder / file).exists():
-            found = full_gram(projector, task, rows, store, labels, reading, folder, how)
-            write_gram(folder / file, found)
+        if not ranks.on_first((folder / file).exists, "looking for a Gram matrix"):
+            if gram_rank is not None:
+                found = low_rank_gram(store.blocks, target.numpy(), rank=gram_rank, seed=seed)
+            else:
+                found = full_gram(projector, task, rows, store, labels, reading, folder, how)
+            ranks.on_first(partial(write_gram, folder / file, found), "writing a Gram matrix")
     matrix = None if file is None else read_gram(folder / file)
     chosen = damping if damping is not None else default_damping(matrix, target, len(rows))
     own_options = {"num_dims": num_dims, "damping": chosen, "gram": gram, "gram_file": file}
-    write_json(folder / CONFIG, {**how, **own_options, "target": target_name})
+    config = {**how, **own_options, "target": target_name}
+    ranks.on_first(lambda: write_json(folder / CONFIG, config), "writing an index")
     return InfluenceIndex(curvature, projector, store, matrix, target, chosen)

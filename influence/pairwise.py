@@ -6,6 +6,7 @@ The score of a pair is ``g_q^T (H + damping)^-1 g_n``, divided by nothing. Train
 are formed a few at a time and never kept.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -108,7 +109,7 @@ class TokenScores:
 
     def state(self) -> dict[str, Tensor]:
         """Return what was kept."""
-        return {str(row_id): torch.from_numpy(scores) for row_id, scores in self.rows.items()}
+        return {json.dumps(row): torch.from_numpy(scores) for row, scores in self.rows.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Go on from a state."""
@@ -117,7 +118,7 @@ class TokenScores:
 
     def merge(self, state: Mapping[str, Tensor]) -> None:
         """Add rows that were scored elsewhere."""
-        self.rows.update({row_id: scores.numpy() for row_id, scores in state.items()})
+        self.rows.update({json.loads(row): scores.numpy() for row, scores in state.items()})
 
 
 @dataclass

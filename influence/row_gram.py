@@ -9,6 +9,7 @@ result hangs little on the damping.
 """
 
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ from projections import (
     PassSettings,
     Rows,
     Task,
+    current_ranks,
     replacing,
     run_pass,
 )
@@ -93,11 +95,12 @@ def full_gram(
 ) -> Float[np.ndarray, "D D"]:
     """Return the mean Gram matrix, in float64: from the rows, or by a pass of its own."""
     if labels.kind == "data":
+        ranks = current_ranks()
         total = np.zeros((projector.num_dims, projector.num_dims))
-        for block in store.blocks():
+        for block in islice(store.blocks(), ranks.rank, None, ranks.size):
             wide = np.asarray(block, dtype=np.float32)
             total += wide.T @ wide
-        return total / len(store)
+        return ranks.sum_(torch.from_numpy(total), "Gram matrix").numpy() / len(store)
     accumulator = RowGram(projector)
     options = {"fisher": labels.kind, "seed": labels.seed}
     run_pass(

@@ -9,6 +9,7 @@ from projections.base import (
     Projector,
     Provenance,
     RowIndex,
+    Summed,
     Table,
     TopK,
     concatenate_top,
@@ -40,6 +41,7 @@ from projections.errors import (
     ConvergenceError,
     DataError,
     GradsiftError,
+    LostRankError,
     NonDeterministicError,
     NonFiniteError,
     StoreMismatchError,
@@ -72,6 +74,7 @@ from projections.philox import keyed_words, uniforms
 from projections.progress import show_progress, track
 from projections.queries import project_gradients, query_rows
 from projections.rademacher import Rademacher, sign_entries
+from projections.ranks import Ranks, alone, current_ranks
 from projections.records import compressing, read_dataset, write_dataset
 from projections.rerank import Reranked
 from projections.scores import Scores, read_parquet
@@ -138,6 +141,7 @@ __all__ = [
     "Labels",
     "Layout",
     "LogOdds",
+    "LostRankError",
     "Masked",
     "MaskedLM",
     "MemoryRows",
@@ -153,6 +157,7 @@ __all__ = [
     "QueryTask",
     "Rademacher",
     "RandomSide",
+    "Ranks",
     "Regression",
     "Reranked",
     "RowIndex",
@@ -169,6 +174,7 @@ __all__ = [
     "StoreMismatchError",
     "StoreWriter",
     "StoredRows",
+    "Summed",
     "Table",
     "TableRows",
     "Task",
@@ -183,6 +189,7 @@ __all__ = [
     "Vectors",
     "Watch",
     "adam_direction",
+    "alone",
     "append_gradients",
     "as_embeddings",
     "as_ids",
@@ -196,6 +203,7 @@ __all__ = [
     "compressing",
     "concatenate_top",
     "coordinates",
+    "current_ranks",
     "delete_rows",
     "describe",
     "embed",

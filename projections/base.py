@@ -103,6 +103,15 @@ class Accumulator(Protocol):
 
 
 @runtime_checkable
+class Summed(Accumulator, Protocol):
+    """An accumulator whose state is made of sums, which ranks reduce in place."""
+
+    def is_sum(self, key: str) -> bool:
+        """Tell whether this entry of the state is a sum; others are the same on all ranks."""
+        ...
+
+
+@runtime_checkable
 class Stateful(Protocol):
     """What grows along a pass and can be saved on the way; accumulators are."""
 

@@ -6,7 +6,8 @@
     ├── NonFiniteError          a NaN or an infinity, with the ids of the examples
     ├── DataError               a file or a row that cannot be read, with its line
     ├── StoreMismatchError      artefacts that do not belong together, or are damaged
-    └── ConvergenceError        an iteration that did not reach its tolerance
+    ├── ConvergenceError        an iteration that did not reach its tolerance
+    └── LostRankError           another process of the run died, or stopped with an error
 
 Mistakes in arguments are plain `ValueError` and `TypeError`.
 """
@@ -38,3 +39,7 @@ class StoreMismatchError(GradsiftError):
 
 class ConvergenceError(GradsiftError):
     """An iteration ended before it reached its tolerance."""
+
+
+class LostRankError(GradsiftError):
+    """Another rank of the run died, or stopped with an error."""

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from projections.errors import StoreMismatchError
+from projections.ranks import suffix_of_rank
 
 SUFFIX = ".partial"
 
@@ -28,7 +29,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: The disk is full or cannot be written; ``path`` is as it was.
     """
-    partial = path.with_name(path.name + SUFFIX)
+    partial = path.with_name(path.name + suffix_of_rank() + SUFFIX)
     try:
         with reporting_full_disk(path):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from projections.columns import GradientNorm, Sketch, Statistic
 from projections.data import Rows, as_rows
 from projections.fingerprint import describe, fingerprint_model
 from projections.passes import PassSettings, run_pass
+from projections.ranks import current_ranks
 from projections.row_types import ROWS
 from projections.store import GradientStore
 from projections.store_writer import StoreWriter
@@ -53,7 +54,9 @@ def index_gradients(
     """
     rows, settings = as_rows(data), settings or PassSettings()
     description = _describe_store(task, rows, projector, settings, notes)
-    writer = StoreWriter(path, description, num_rows=len(rows), dtype=dtype)
+    writer = current_ranks().first_then_others(
+        lambda: StoreWriter(path, description, num_rows=len(rows), dtype=dtype), "opening a store"
+    )
     return _fill(writer, task, rows, projector, settings, statistics)
 
 
@@ -88,7 +91,9 @@ def append_gradients(
     """
     rows, settings = as_rows(data), settings or PassSettings()
     description = _describe_store(task, rows, projector, settings, notes)
-    writer = StoreWriter.extend(path, description, num_rows=len(rows))
+    writer = current_ranks().first_then_others(
+        lambda: StoreWriter.extend(path, description, num_rows=len(rows)), "opening a store"
+    )
     writer.check_ids(rows.ids)
     columns = GradientStore.open(path, allow_unfinished=True).column_names
     statistics = tuple(name for name in columns if name != GradientNorm().name)

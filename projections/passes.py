@@ -5,11 +5,12 @@ Letters: ``n`` examples in a batch.
 Rows are read in shards. Within a shard, examples are packed into batches by length; what
 comes out is in the order of the rows again. Columns are handed to a sink shard by shard,
 or returned as one table. Values stay on the model's device until their shard is complete.
+Under a launcher each rank takes its share of the shards, and all of them return the whole.
 """
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,48 +26,31 @@ from projections.errors import (
     NonFiniteError,
     StoreMismatchError,
 )
+from projections.fingerprint import fingerprint_model
 from projections.heads import HeadSplit
 from projections.labels import Labels
 from projections.layout import Layout, find_components
+from projections.merging import begin_share, merge_shares
 from projections.per_example import Gradient
 from projections.progress import track
+from projections.ranks import Ranks, current_ranks
+from projections.rounds import (
+    Checkpoint,
+    Sink,
+    check_alike,
+    check_shared,
+    gather_tables,
+    make_rounds,
+    own_shard,
+    restore,
+    save_round,
+    write_round,
+)
 from projections.task import Task, to_device
 from projections.tracing import trace
 
 NUM_NAMED = 10  # ids that a message lists
 NUM_TRACED = 8  # rows of which the longest and the shortest are traced
-
-
-@runtime_checkable
-class Sink(Protocol):
-    """Where the columns of finished shards go."""
-
-    @property
-    def num_finished(self) -> int:
-        """Number of shards that are safe already and will be skipped."""
-        ...
-
-    def write(self, shard: int, table: Table) -> None:
-        """Keep one shard."""
-        ...
-
-
-@runtime_checkable
-class Checkpoint(Protocol):
-    """Where the state of accumulators goes after each shard."""
-
-    @property
-    def num_finished(self) -> int:
-        """Number of shards that the saved state covers."""
-        ...
-
-    def restore(self, accumulators: Sequence[Accumulator]) -> None:
-        """Load the saved state."""
-        ...
-
-    def save(self, shard: int, accumulators: Sequence[Accumulator]) -> None:
-        """Replace the saved state by one that covers shards up to this one."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +121,8 @@ def run_pass(
 ) -> Table:
     """Walk the data once and compute columns and accumulators from it.
 
+    Under `torchrun` all ranks make the same call, with the same model and all of the data.
+
     Args:
         task: The model and its loss.
         data: A dataset, or `Rows`.
@@ -152,6 +138,7 @@ def run_pass(
         The columns of all rows, in their order.
 
     Raises:
+        LostRankError: Another rank died, or stopped with an error.
         NonDeterministicError: Losses or gradients depend on chance or on the batch.
         NonFiniteError: A value is NaN or infinite; earlier shards are safe in the sink.
         UnsupportedLayerError: A trainable layer has no rule.
@@ -174,27 +161,10 @@ def run_pass(
     names = [column.name for column in columns]
     if len(set(names)) < len(names):
         raise ValueError(f"`columns` must have different names. Got {names}.")
-    walk = _Walk(task, rows, settings, columns, accumulators, labels or Labels())
-    finished = _resume_point(sink, checkpoint, bool(columns), accumulators)
-    shards = shard_ranges(len(rows), settings.shard_size)
-    tables = []
-    if finished < len(shards):
-        walk.preflight()
-    remaining = track(
-        list(enumerate(shards))[finished:],
-        description,
-        total=len(rows),
-        done=sum(map(len, shards[:finished])),
-        size=lambda item: len(item[1]),
-    )
-    for shard, positions in remaining:
-        table = walk.shard(positions)
-        if sink is None:
-            tables.append(table)
-        elif shard >= sink.num_finished:
-            sink.write(shard, table)
-        if checkpoint is not None:
-            checkpoint.save(shard, accumulators)
+    ranks = current_ranks()
+    with ranks.telling():
+        walk = _Walk(task, rows, settings, columns, accumulators, labels or Labels(), ranks)
+        tables = walk.all_shards(sink, checkpoint, description)
     return concatenate_tables(tables, [column.name for column in columns])
 
 
@@ -244,8 +214,9 @@ def _resume_point(
     checkpoint: Checkpoint | None,
     has_columns: bool,
     accumulators: Sequence[Accumulator],
+    ranks: Ranks,
 ) -> int:
-    """Return how many shards both the sink and the checkpoint have.
+    """Return how many shards both the sink and the checkpoint have, and load that state.
 
     Raises:
         StoreMismatchError: The checkpoint covers shards that the sink lacks.
@@ -258,7 +229,7 @@ def _resume_point(
                 f"{checkpoint.num_finished} shards and there are {saved}. Remove the checkpoint, "
                 "and the rows, and start again."
             )
-        checkpoint.restore(accumulators)
+        restore(checkpoint, accumulators, ranks)
         return checkpoint.num_finished
     # Without a checkpoint, accumulators start anew, and shards in the sink stay as they are.
     return 0 if accumulators or saved is None else saved
@@ -274,6 +245,7 @@ class _Walk:
     columns: Sequence[Column]
     accumulators: Sequence[Accumulator]
     labels: Labels
+    ranks: Ranks
 
     def __post_init__(self) -> None:
         """Check the model before any data is read."""
@@ -286,6 +258,50 @@ class _Walk:
                 kinds=self.settings.kinds,
                 heads=self.settings.heads,
             )
+
+    def all_shards(
+        self, sink: Sink | None, checkpoint: Checkpoint | None, description: str
+    ) -> list[Table]:
+        """Walk the shards that are not finished; return their columns where there is no sink."""
+        ranks, accumulators = self.ranks, self.accumulators
+        check_shared(sink, checkpoint, ranks)
+        begin_share(accumulators, ranks)
+        finished = _resume_point(sink, checkpoint, bool(self.columns), accumulators, ranks)
+        shards = shard_ranges(len(self.rows), self.settings.shard_size)
+        if ranks.size > 1:
+            check_alike(self._facts(finished), ranks)
+        if finished < len(shards):
+            self.preflight()
+        remaining = track(
+            make_rounds(finished, len(shards), ranks.size),
+            description,
+            total=len(self.rows),
+            done=sum(map(len, shards[:finished])),
+            size=lambda turn: sum(len(shards[shard]) for shard in turn),
+        )
+        tables = []
+        for turn in remaining:
+            shard = own_shard(turn, ranks)
+            table = None if shard is None else self.shard(shards[shard])
+            if sink is None:
+                tables.append(table)
+            else:
+                write_round(sink, turn, table, ranks)
+            save_round(checkpoint, turn, accumulators, ranks)
+        merge_shares(accumulators, ranks, checkpoint)
+        ranks.barrier("end of a pass")
+        return gather_tables(tables, ranks)
+
+    def _facts(self, finished: int) -> dict[str, Any]:
+        """Return what all ranks must agree on."""
+        return {
+            "model": fingerprint_model(self.task.model),
+            "data": self.rows.fingerprint,
+            "shard_size": self.settings.shard_size,
+            "columns": [column.name for column in self.columns],
+            "accumulators": [accumulator.name for accumulator in self.accumulators],
+            "finished shards": finished,
+        }
 
     def shard(self, positions: Sequence[int]) -> Table:
         """Compute the columns of one shard."""

@@ -137,10 +137,37 @@ class StoreWriter:
             StoreMismatchError: An id is in the store already, which is being extended.
             OSError: The disk is full; earlier shards are safe.
         """
+        self.write_kept(shard, self._arrays(table))
+
+    def stage(self, shard: int, table: Table) -> dict[str, Any]:
+        """Write the files of a shard that is not the next one, and return its entry.
+
+        The shard exists when `enter` has been called with it, in the order of the shards.
+        Ranks stage shards of their own, and the first of them enters all.
+
+        Args:
+            shard: Its number among the rows of this writer.
+            table: Its rows.
+        """
+        return self._stage(shard, self._arrays(table))
+
+    def enter(self, shard: int, entry: Mapping[str, Any]) -> None:
+        """List a staged shard in the journal."""
+        self._check_next(shard)
+        self._journal.add(dict(entry))
+        self._num_finished += 1
+
+    def follow(self, shard: int) -> None:
+        """Know that another rank has entered a shard."""
+        self._check_next(shard)
+        self._num_finished += 1
+
+    def _arrays(self, table: Table) -> dict[str, np.ndarray]:
+        """Return all columns as they go to the disk."""
         arrays = {IDS: table.ids, **table.columns}
         if ROWS in arrays:
             arrays |= narrow(arrays[ROWS], self._dtype, table.ids)
-        self.write_kept(shard, arrays)
+        return arrays
 
     def check_ids(self, ids: np.ndarray) -> None:
         """Refuse ids of rows that were there before this writer's.
@@ -161,12 +188,19 @@ class StoreWriter:
             shard: Its number among the rows of this writer.
             columns: All columns, ids among them, as they go to the disk.
         """
-        if shard != self._num_finished:
-            raise ValueError(f"`shard` must be {self._num_finished}, the next one. Got {shard}.")
+        self._check_next(shard)
+        self.enter(shard, self._stage(shard, columns))
+
+    def _stage(self, shard: int, columns: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Write the files of a shard and return its entry."""
         self.check_ids(columns[IDS])
         files = write_columns(self.path / shard_folder(self._first + shard), columns)
-        self._journal.add(shard_entry(len(columns[IDS]), files))
-        self._num_finished += 1
+        return shard_entry(len(columns[IDS]), files)
+
+    def _check_next(self, shard: int) -> None:
+        """Refuse a shard out of order."""
+        if shard != self._num_finished:
+            raise ValueError(f"`shard` must be {self._num_finished}, the next one. Got {shard}.")
 
 
 def write_columns(folder: Path, columns: Mapping[str, np.ndarray]) -> dict[str, str]:

@@ -10,6 +10,8 @@ READING_ORDER = """
 projections.errors          the errors that callers may catch
 projections.checks          checks of arguments
 projections.progress        the one funnel of progress
+projections.life_signs      which ranks of a run are alive
+projections.ranks           several processes as one run
 projections.files           files that are whole or not there
 projections.fingerprint     do two artefacts belong together?
 projections.philox          random bits from a key and a counter
@@ -47,6 +49,8 @@ projections.tracing         where the examples are
 projections.capture         gradients of every layer from one backward
 projections.watch           gradients of a training step, while it happens
 projections.columns         what a pass computes for each row
+projections.rounds          which rank takes which shard
+projections.merging         accumulators of several ranks become one
 projections.passes          one walk over a dataset
 projections.checkpoint      where a killed pass goes on
 projections.sjlt            sparse random projection
@@ -91,6 +95,7 @@ influence.trak              the kernel of TRAK on a store
 influence.kfac_math         Kronecker factors as plain algebra
 influence.linear_layers     the linear maps inside gradients
 influence.covariances       first pass of K-FAC
+influence.decompositions    eigenvectors, by all ranks together
 influence.eigenvalues       second pass of EK-FAC
 influence.queries           preconditioned gradients of queries
 influence.pairwise          scores of pairs, tops, self-influence
