@@ -53,6 +53,7 @@ from projections.fingerprint import describe, fingerprint_model
 from projections.gaussian import Gaussian, normal_entries
 from projections.heads import HeadSplit, find_heads, head_slots
 from projections.indexing import append_gradients, index_gradients
+from projections.inner_products import compact, pair_products, worth_forming
 from projections.kronecker import Kronecker, KroneckerBlock, random_kronecker
 from projections.labels import Labels
 from projections.layout import Layout, find_components
@@ -199,6 +200,7 @@ __all__ = [
     "check_between",
     "check_not_empty",
     "check_one_of",
+    "compact",
     "compact_store",
     "compressing",
     "concatenate_top",
@@ -220,6 +222,7 @@ __all__ = [
     "normal_entries",
     "ordered_map",
     "pack",
+    "pair_products",
     "plan_pass",
     "project_gradients",
     "query_rows",
@@ -238,6 +241,7 @@ __all__ = [
     "track",
     "uniforms",
     "without_compression",
+    "worth_forming",
     "write_dataset",
     "write_json",
 ]

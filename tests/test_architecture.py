@@ -16,6 +16,7 @@ projections.files           files that are whole or not there
 projections.fingerprint     do two artefacts belong together?
 projections.philox          random bits from a key and a counter
 projections.per_example     per-example gradients, kept in factors
+projections.inner_products  inner products of gradients, pair by pair
 projections.base            the seams: column, accumulator, projector, results
 projections.data            datasets as rows with stable ids
 projections.streams         files as streams of lines
@@ -148,6 +149,14 @@ influence.embedding_similarity    cosines of embeddings
 influence.hidden_similarity    cosines of a layer's inputs
 influence.label_signed      similarities signed by labels
 influence.lexical           candidates by shared words, and a control
+influence.components.products   what every component says of pairs
+influence.components.passes     the same from a model, in one pass
+influence.components.objectives     what a set of components is judged by
+influence.components.costs  parameters, bytes and operations
+influence.components.search greedy and beam search
+influence.components.chosen chosen on one split, reported on another
+influence.components.sources    which candidate did a query come from?
+influence.components        which components carry influence
 influence.retrieval         training examples behind a query
 influence                   what an example did to a prediction
 selection.base              a selection: what is kept, and why the rest is not
