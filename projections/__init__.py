@@ -2,6 +2,7 @@
 
 from projections.adam import AdamDirected, AdamScaled, adam_direction, less_direction
 from projections.adam_state import AdamState, Moments, read_adam_state
+from projections.agreement import Agreement, GradientTotal, cosines_with_others
 from projections.base import (
     Accumulator,
     Batch,
@@ -28,6 +29,7 @@ from projections.columns import GradientNorm, Sketch, Statistic
 from projections.concatenated import Concatenated
 from projections.coordinates import Coordinates, coordinates
 from projections.data import Rows, as_ids, as_rows, flatten_batches
+from projections.directions import Direction, GradientSum
 from projections.embeddings import Embeddings, Encoder, as_embeddings, embed
 from projections.encoders import (
     ColumnEncoder,
@@ -48,6 +50,7 @@ from projections.errors import (
     UnsupportedLayerError,
 )
 from projections.faiss_index import FaissIndex, faiss_beside
+from projections.features import LayerInputs
 from projections.files import read_json, replacing, write_json
 from projections.fingerprint import describe, fingerprint_model
 from projections.gaussian import Gaussian, normal_entries
@@ -58,6 +61,7 @@ from projections.kronecker import Kronecker, KroneckerBlock, random_kronecker
 from projections.labels import Labels
 from projections.layout import Layout, find_components
 from projections.masked import Masked
+from projections.output_layer import output_layer
 from projections.parallel import ordered_map
 from projections.pass_plan import PassPlan, plan_pass
 from projections.passes import PassSettings, pack, run_pass
@@ -102,6 +106,7 @@ from projections.tasks import (
 from projections.tensorsketch import TensorSketch
 from projections.texts import Block, TextBatch, TextColumns, Texts, as_texts
 from projections.watch import Watch
+from projections.weight_alignment import WeightAlignment, summarize_alignment
 
 __all__ = [
     "SJLT",
@@ -110,6 +115,7 @@ __all__ = [
     "AdamDirected",
     "AdamScaled",
     "AdamState",
+    "Agreement",
     "Batch",
     "BestRows",
     "Block",
@@ -123,6 +129,7 @@ __all__ = [
     "ConvergenceError",
     "Coordinates",
     "DataError",
+    "Direction",
     "Embeddings",
     "Encoder",
     "FaissIndex",
@@ -134,12 +141,15 @@ __all__ = [
     "Gradient",
     "GradientNorm",
     "GradientStore",
+    "GradientSum",
+    "GradientTotal",
     "GradsiftError",
     "HeadSplit",
     "HiddenStates",
     "Kronecker",
     "KroneckerBlock",
     "Labels",
+    "LayerInputs",
     "Layout",
     "LogOdds",
     "LostRankError",
@@ -189,6 +199,7 @@ __all__ = [
     "UnsupportedLayerError",
     "Vectors",
     "Watch",
+    "WeightAlignment",
     "adam_direction",
     "alone",
     "append_gradients",
@@ -205,6 +216,7 @@ __all__ = [
     "compressing",
     "concatenate_top",
     "coordinates",
+    "cosines_with_others",
     "current_ranks",
     "delete_rows",
     "describe",
@@ -221,6 +233,7 @@ __all__ = [
     "merge_stores",
     "normal_entries",
     "ordered_map",
+    "output_layer",
     "pack",
     "pair_products",
     "plan_pass",
@@ -236,6 +249,7 @@ __all__ = [
     "run_pass",
     "show_progress",
     "sign_entries",
+    "summarize_alignment",
     "texts_of",
     "to_device",
     "track",

@@ -15,7 +15,7 @@ from projections.per_example import Gradient
 
 @dataclass
 class Statistic:
-    """A number that the task computes in its forward: ``"loss"``, ``"el2n"``, ``"margin"``.
+    """A number that the task computes in its forward: such as ``"loss"`` or ``"el2n"``.
 
     Args:
         name: Its name in ``task.statistics``.

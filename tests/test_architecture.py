@@ -49,9 +49,14 @@ projections.layout          the components of a model
 projections.tracing         where the examples are
 projections.capture         gradients of every layer from one backward
 projections.watch           gradients of a training step, while it happens
+projections.directions      products with one gradient, exact or of low rank
 projections.columns         what a pass computes for each row
 projections.rounds          which rank takes which shard
 projections.merging         accumulators of several ranks become one
+projections.output_layer    the layer whose outputs are the logits
+projections.weight_alignment    along which weights a gradient points
+projections.agreement       which gradients point as the others do
+projections.features        what goes into a layer, as one vector a row
 projections.passes          one walk over a dataset
 projections.checkpoint      where a killed pass goes on
 projections.sjlt            sparse random projection
@@ -160,7 +165,6 @@ influence.components        which components carry influence
 influence.retrieval         training examples behind a query
 influence                   what an example did to a prediction
 selection.base              a selection: what is kept, and why the rest is not
-selection.pruning           keep one end of a score
 selection.pool              the rows to choose from, and budgets
 selection.clusters          k-means
 selection.gio.divergence    what a divergence is estimated from
@@ -196,7 +200,6 @@ selection.mixtures.decks    rows of a domain in a random order
 selection.mixtures.alignments   from inner products to alignments
 selection.mixtures.domain_gradients exact alignments, a batch a domain
 selection.mixtures.dga      dynamic gradient alignment
-selection.mixtures.directions   products with one gradient, exact or of low rank
 selection.mixtures.in_batch alignments read off the training batch
 selection.mixtures.distributions    many domains by a few distributions
 selection.mixtures.doge     generalisation between domains
@@ -229,6 +232,23 @@ selection.dsir.passes       counting and weighing text
 selection.dsir.estimator    importance resampling towards a target
 selection.dsir.report       what a draw did to the data
 selection.dsir              importance resampling of text
+selection.row_blocks        rows of a store or array in blocks, and groups of them
+selection.pruning.values    one score of each row, checked, and the reasons
+selection.pruning.ends      keep one end of a score
+selection.pruning.window    leave out the hardest, keep the next
+selection.pruning.threshold keep what is within bounds
+selection.pruning.noise     chances that belong to a row
+selection.pruning.strata    keep rows from the whole range of a score
+selection.pruning.gumbel    keep rows by chance, the better the likelier
+selection.pruning.budgets   budgets of tokens, and quotas of groups
+selection.pruning           which rows to keep by one score
+selection.scoring.learning  learnt, forgotten, never learnt
+selection.scoring.held_out  memorisation, by models that did not see an example
+selection.scoring.runs      scores of several seeds or checkpoints
+selection.scoring.grand     norms of whole gradients, averaged over models
+selection.scoring.nearness  near-duplicates, and distances to centres
+selection.scoring.row_agreement rows that point as the others do
+selection.scoring           scores of examples that need more than one look
 selection.chosen_rows       chosen rows written as they are met
 selection.trainers.state_callback   states in the checkpoints of a trainer
 selection.trainers.weighted_loss    a trainer whose loss is weighted
@@ -252,9 +272,9 @@ gradsift.commands.indexing  gradsift index
 gradsift.commands.retrieval gradsift retrieve
 gradsift.commands.scoring   gradsift score
 gradsift.commands.stores    verify, delete, compact and merge stores
-gradsift.commands.pruning   gradsift prune
 gradsift.commands.embedding where vectors of rows come from
 gradsift.commands.choosing  what commands that choose rows share
+gradsift.commands.pruning   gradsift prune
 gradsift.commands.gio       gradsift gio
 gradsift.commands.covering  gradsift cover
 gradsift.commands.deduplication gradsift dedup

@@ -208,11 +208,13 @@ def test_a_store_is_looked_after_on_the_command_line(
 def test_scores_are_computed_and_a_dataset_is_pruned(
     model: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    methods = ["loss", "grad-norm", "self-influence", "ekfac-self"]
+    methods = ["loss", "grad-norm", "self-influence", "ekfac-self", "weight-alignment"]
+    methods += ["agreement", "near-duplicate", "cluster-distance"]
     score = ["score", "--model", model, "--data", data, "--out", tmp_path / "s.parquet"]
     assert run(*score, "--method", *methods, "--num-dims", 32) == 0
     scores = Scores.load(tmp_path / "s.parquet")
     assert scores.names == methods
+    assert "warning: the model is no better than an even guess" in capsys.readouterr().out
     assert scores.ids.tolist() == [f"r{row}" for row in range(12)]
     assert not (tmp_path / "s.parquet.work").exists()
     prune = ["prune", tmp_path / "s.parquet", "--data", data, "--column", "loss"]
@@ -234,9 +236,9 @@ def test_a_text_classifier_has_el2n_and_margin(tmp_path: Path) -> None:
     rows = [{"text": " ".join(WORDS[: 2 + row]), "label": row % 3} for row in range(6)]
     (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     score = ["score", "--model", folder, "--data", tmp_path / "d.jsonl"]
-    score += ["--task", "sequence-classification", "--method", "el2n", "margin"]
+    score += ["--task", "sequence-classification", "--method", "el2n", "margin", "correct"]
     assert run(*score, "--out", tmp_path / "s.parquet") == 0
-    assert Scores.load(tmp_path / "s.parquet").names == ["el2n", "margin"]
+    assert Scores.load(tmp_path / "s.parquet").names == ["el2n", "margin", "correct"]
 
 
 def test_a_written_configuration_runs_again(model: Path, data: Path, tmp_path: Path) -> None:

@@ -22,26 +22,51 @@ from gradsift.models import ModelSource, load_task
 from influence import EKFAC, TRAK, RelativeDamping, SelfInfluence
 from projections import (
     SJLT,
+    Embeddings,
     GradientNorm,
     GradientStore,
+    LayerInputs,
     Rows,
     Scores,
     Sketch,
     Statistic,
     StoreWriter,
     Task,
+    WeightAlignment,
     describe,
     fingerprint_model,
     read_dataset,
     run_pass,
 )
+from selection import (
+    find_nearest,
+    guess_statistics,
+    score_agreement,
+    score_cluster_distance,
+    untrained,
+)
 
-MethodName = Literal["loss", "el2n", "margin", "grad-norm", "self-influence", "ekfac-self"]
+MethodName = Literal[
+    "loss",
+    "el2n",
+    "margin",
+    "correct",
+    "grad-norm",
+    "weight-alignment",
+    "agreement",
+    "self-influence",
+    "near-duplicate",
+    "cluster-distance",
+    "ekfac-self",
+]
+STATISTICS = ("loss", "el2n", "margin", "correct")
+OF_SKETCHES = ("agreement", "self-influence")
+OF_FEATURES = ("near-duplicate", "cluster-distance")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """Score every example of a dataset, by one or more methods in one pass."""
+    """Score every example of a dataset, by any number of methods in one pass."""
 
     source: tyro.conf.OmitArgPrefixes[ModelSource]
 
@@ -52,10 +77,16 @@ class Score:
     """The table of scores (.parquet). A run that was stopped goes on."""
 
     method: tuple[MethodName, ...] = ("loss", "grad-norm")
-    """What to compute; el2n and margin need a classification task, ekfac-self two more passes."""
+    """What to compute. el2n, margin and correct need a classification task. weight-alignment is
+    that of the output layer; agreement that with the sum of all other gradients; near-duplicate
+    and cluster-distance compare what goes into the output layer. All come from one pass but
+    ekfac-self, which needs two more."""
 
     num_dims: int = 2048
-    """Dimensions of the sketch that self-influence is computed in."""
+    """Dimensions of the sketch behind self-influence and agreement."""
+
+    num_clusters: int = 10
+    """Clusters of which cluster-distance measures the distance to the centre."""
 
     damping: float | None = None
     """Damping of self-influence, as a multiple of the mean eigenvalue; by a rule if left out."""
@@ -71,12 +102,15 @@ class Score:
         task = load_task(self.source)
         work = self.out.with_name(self.out.name + ".work")
         store = self._compute(task, Rows(data), work)
-        columns = {name: self._column(store, name) for name in self.method}
+        columns = {name: self._values(store, name) for name in self.method}
         provenance = {"score": as_json(self), "model": store.manifest["model"]}
         scores = Scores(store.ids, columns, provenance=provenance)
         scores.save(self.out)
         write_config(self, config_beside(self.out))
+        sentence = self._doubt(task, store)
         shutil.rmtree(work)
+        if sentence:
+            yield f"warning: {sentence}"
         yield f"scored {len(scores):,} rows: {self.out}"
         for name, values in columns.items():
             yield f"  {name:16} {summary(values)}"
@@ -84,13 +118,7 @@ class Score:
 
     def _compute(self, task: Task, rows: Rows, work: Path) -> GradientStore:
         """Run the pass, or go on with one that was stopped."""
-        columns: list[Any] = [
-            Statistic(name) for name in self.method if name in ("loss", "el2n", "margin")
-        ]
-        if "grad-norm" in self.method or "self-influence" in self.method:
-            columns.append(GradientNorm())
-        if "self-influence" in self.method:
-            columns.append(Sketch(SJLT(num_dims=self.num_dims, seed=self.seed)))
+        columns = self._columns(task)
         settings = pass_settings(self.reading, task.model)
         if "ekfac-self" in self.method:
             damping = RelativeDamping() if self.damping is None else RelativeDamping(self.damping)
@@ -108,8 +136,41 @@ class Score:
         run_pass(task, rows, columns, settings=settings, sink=writer, description="scores")
         return GradientStore.open(work / "scores")
 
-    def _column(self, store: GradientStore, name: str) -> np.ndarray:
+    def _columns(self, task: Task) -> list[Any]:
+        """Return what the pass computes of each row."""
+        asked = set(self.method)
+        statistics = {name for name in STATISTICS if name in asked}
+        columns: list[Any] = []
+        if asked & {"grad-norm", *OF_SKETCHES}:
+            columns.append(GradientNorm())
+            # So that norms of a model that has learnt nothing are not taken at their word.
+            statistics |= set(guess_statistics(task))
+        if asked & set(OF_SKETCHES):
+            columns.append(Sketch(SJLT(num_dims=self.num_dims, seed=self.seed)))
+        if "weight-alignment" in asked:
+            columns.append(WeightAlignment(task.model))
+        if asked & set(OF_FEATURES):
+            columns.append(LayerInputs(task.model))
+        return [*map(Statistic, sorted(statistics)), *columns]
+
+    def _values(self, store: GradientStore, name: str) -> np.ndarray:
         """Return the values of one method."""
         if name == "self-influence":
             return TRAK(damping=self.damping).fit(store).self_scores()
+        if name == "agreement":
+            return score_agreement(store)["agreement"].values
+        if name in OF_FEATURES:
+            features = Embeddings(store.column("features"), store.ids)
+            if name == "near-duplicate":
+                return find_nearest(features, seed=self.seed).cosines
+            found = score_cluster_distance(features, num_clusters=self.num_clusters, seed=self.seed)
+            return found["cluster_distance"].values
         return store.column(name.replace("-", "_"))
+
+    def _doubt(self, task: Task, store: GradientStore) -> str | None:
+        """Return a warning where gradient norms say nothing yet."""
+        known = store.column_names
+        if "grad-norm" not in self.method or "loss" not in known:
+            return None
+        tokens = store.column("num_tokens") if "num_tokens" in known else None
+        return untrained(task, store.column("loss"), tokens)

@@ -55,6 +55,12 @@ def margins(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> Float[Te
     return own.squeeze(1) - others.logsumexp(-1)
 
 
+def correctness(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Return 1 where the label has the largest logit, alone or among equals, and else 0."""
+    own = logits.gather(1, labels[:, None]).squeeze(1)
+    return (own >= logits.amax(-1)).to(logits.dtype)
+
+
 def label_losses(
     logits: Float[Tensor, "n *t c"],
     labels: Int[Tensor, "n *t"],

@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from projections.errors import DataError
 from projections.labels import Labels
 from projections.task import Task
-from projections.tasks.categorical import cross_entropies, error_norms, label_losses, margins
+from projections.tasks.categorical import (
+    correctness,
+    cross_entropies,
+    error_norms,
+    label_losses,
+    margins,
+)
 
 LABEL_COLUMNS = ("label", "labels", "target", "y")
 
@@ -31,7 +37,7 @@ class Classification(Task):
     Example:
         >>> task = Classification(nn.Linear(4, 3))
         >>> sorted(task.statistics((torch.zeros(2, 4), torch.tensor([0, 2]))))
-        ['el2n', 'loss', 'margin']
+        ['correct', 'el2n', 'loss', 'margin']
     """
 
     def losses(self, batch: Any) -> Float[Tensor, " n"]:
@@ -39,13 +45,14 @@ class Classification(Task):
         return cross_entropies(*self.logits_and_labels(batch))
 
     def statistics(self, batch: Any) -> dict[str, Float[Tensor, " n"]]:
-        """Return loss, EL2N and margin from one forward."""
+        """Return loss, EL2N, margin and whether the label is the likeliest, from one forward."""
         logits, labels = self.logits_and_labels(batch)
         detached = logits.detach()
         return {
             "loss": cross_entropies(logits, labels),
             "el2n": error_norms(detached, labels),
             "margin": margins(detached, labels),
+            "correct": correctness(detached, labels),
         }
 
     def fisher_losses(

@@ -105,6 +105,38 @@ class NeighbourGraph:
         return index
 
 
+def nearest_others(
+    embeddings: Embeddings, *, seed: int
+) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+    """Return the position of the most similar other row of each row, and the cosine.
+
+    Of equally similar rows the first. A zero vector has the cosine 0 with every row.
+
+    Args:
+        embeddings: One vector a row, at least two.
+        seed: Draws what trains an inverted file, where there are many rows.
+    """
+    rows = embeddings.normalized().rows
+    index = NeighbourGraph(num_neighbours=1, seed=seed)._index(rows, cosine=True)
+    places = np.empty(len(rows), np.int64)
+    for start, block in track(
+        _blocks(rows), "nearest", total=len(rows), size=lambda item: len(item[1])
+    ):
+        # A row finds itself, or as many copies of itself as are asked for.
+        found = index.search(block, min(3, len(rows)))[1]
+        own = (start + np.arange(len(block)))[:, None]
+        other = np.where((found == own) | (found < 0), len(rows), found)
+        values = np.einsum("bd,bkd->bk", block, rows[np.minimum(other, len(rows) - 1)])
+        values = np.where(other < len(rows), values.astype(np.float64), -np.inf)
+        best = np.lexsort((other, -values.round(6)))[:, 0]
+        picked = other[np.arange(len(block)), best]
+        # Where lists that were looked through held no other row, any will do.
+        spare = (own[:, 0] + 1) % len(rows)
+        places[own[:, 0]] = np.where(picked < len(rows), picked, spare)
+    wide = rows.astype(np.float64)
+    return places, np.einsum("nd,nd->n", wide, wide[places])
+
+
 def _similarities(
     values: Float[np.ndarray, "n k"], found: Int[np.ndarray, "n k"], cosine: bool
 ) -> Int[np.ndarray, "n k"]:

@@ -17,10 +17,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from projections import Task, Term, Watch, check_at_least, find_components, to_device
+from projections import (
+    Direction,
+    GradientSum,
+    Task,
+    Term,
+    Watch,
+    check_at_least,
+    find_components,
+    to_device,
+)
 from selection.mixtures.batch_sums import BatchSums
 from selection.mixtures.decks import as_target
-from selection.mixtures.directions import Direction, GradientSum
 from selection.mixtures.domain_gradients import evaluating, kept_grads, mean_loss
 from selection.mixtures.mirror import MirrorDescent
 from selection.mixtures.recorded import RecordedMixture

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from projections import OuterProducts, TableRows, Term
+from projections.per_example import Gradient, OuterProducts, TableRows, Term
 
 
 class GradientSum:
@@ -48,6 +48,11 @@ class Direction:
             for name, part in gradient.parts.items()
             if rank is not None and part.dim() == 2 and rank * sum(part.shape) < part.numel()
         }
+
+    def products_with(self, gradient: Gradient) -> Float[Tensor, " n"]:
+        """Return the product of each example's gradient of a component with this gradient."""
+        found = [self.products(term) for term in gradient.terms]
+        return found[0] if len(found) == 1 else torch.stack(found).sum(0)
 
     def products(self, term: Term) -> Float[Tensor, " n"]:
         """Return the product of each example's term with this gradient."""
