@@ -12,6 +12,7 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
 @pytest.mark.parametrize(
     "name",
     [
+        "attribution",
         "memory",
         "replay_cost",
         "solvers",
