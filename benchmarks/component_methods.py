@@ -1,0 +1,296 @@
+"""Ways to tell which text a query came from, each with its scores and its seconds.
+
+Letters: ``p`` pairs of queries and candidates, ``k`` numbers of a row.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from component_corpora import Corpus, Model
+
+from influence import (
+    EKFAC,
+    Accuracy,
+    Agreement,
+    Budget,
+    ChosenComponents,
+    ComponentProducts,
+    Objective,
+    SourceQuestions,
+    build_index,
+    choose_components,
+    component_products,
+    search_beam,
+    source_questions,
+    split_queries,
+)
+from projections import (
+    SJLT,
+    CausalLM,
+    HiddenStates,
+    PassSettings,
+    Projector,
+    Sketch,
+    find_components,
+    run_pass,
+)
+
+READING = PassSettings(batch_size=16, max_tokens=4096)
+DIMENSIONS = (256, 1024, 4096, 16_384)
+SHARE = 1 / 3  # of the queries, to choose on
+BUDGET = 0.05  # of the parameters
+FIT_ROWS = 1000  # texts that the curvature is fitted to
+EKFAC_DIMENSIONS = 1024
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one method found.
+
+    Args:
+        method: Its name.
+        numbers: Numbers that it keeps of a text.
+        scores: One a pair.
+        seconds: For queries and candidates, from tokens to scores.
+    """
+
+    method: str
+    numbers: int
+    scores: np.ndarray
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One model on one corpus.
+
+    Args:
+        model: The model.
+        corpus: Texts and queries.
+        dimensions: Sizes of random projections.
+    """
+
+    model: Model
+    corpus: Corpus
+    dimensions: Sequence[int] = DIMENSIONS
+
+    @cached_property
+    def task(self) -> CausalLM:
+        """The model and its loss."""
+        return CausalLM(self.model.model)
+
+    @cached_property
+    def questions(self) -> SourceQuestions:
+        """Five candidates of each query."""
+        queries = [query.words for query in self.corpus.queries]
+        texts = [text.words for text in self.corpus.texts]
+        return source_questions(queries, texts, [query.source for query in self.corpus.queries])
+
+    @cached_property
+    def queries(self) -> list[dict[str, Any]]:
+        """The queries as tokens."""
+        return self.model.rows(self.corpus.queries)
+
+    @cached_property
+    def candidates(self) -> list[dict[str, Any]]:
+        """The texts that are a candidate of any query, as tokens."""
+        used = np.unique(self.questions.candidates)
+        return self.model.rows([self.corpus.texts[place] for place in used])
+
+    @cached_property
+    def pairs(self) -> np.ndarray:
+        """Pairs of queries and of such candidates."""
+        queries, texts = self.questions.pairs.T
+        where = np.searchsorted(np.unique(self.questions.candidates), texts)
+        return np.stack([queries, where], axis=1)
+
+    @property
+    def groups(self) -> list[int]:
+        """The author or the task of each query."""
+        return [query.group for query in self.corpus.queries]
+
+    @cached_property
+    def reported(self) -> np.ndarray:
+        """Positions of the queries that nothing was chosen on."""
+        ids = np.array([row["id"] for row in self.queries])
+        return split_queries(ids, seed=0, share=SHARE, groups=self.groups)[1]
+
+    def products(self, settings: PassSettings = READING) -> ComponentProducts:
+        """Return what components say of all pairs."""
+        return component_products(
+            self.task, self.queries, self.candidates, self.pairs, settings=settings
+        )
+
+    def compare(self, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        """Return the cosines of pairs of rows."""
+        left = left / np.linalg.norm(left, axis=1, keepdims=True).clip(1e-30)
+        right = right / np.linalg.norm(right, axis=1, keepdims=True).clip(1e-30)
+        return np.einsum("pk,pk->p", left[self.pairs[:, 0]], right[self.pairs[:, 1]])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All methods of one trial.
+
+    Args:
+        methods: What they found, the full gradient first.
+        products: What every component says.
+        choices: By name, what was chosen.
+        seconds: What choosing took, by name.
+    """
+
+    methods: list[Found]
+    products: ComponentProducts
+    choices: dict[str, ChosenComponents]
+    seconds: dict[str, float]
+
+
+def run_trial(trial: Trial) -> Outcome:
+    """Run every method on one model and corpus."""
+    products, taken = _timed(trial.products)
+    sizes = [component.size for component in products.components]
+    choices, spent = _choices(trial, products)
+    methods = [
+        Found("full gradient, cosine", sum(sizes), products.cosines(), taken),
+        Found("full gradient, inner product", sum(sizes), products.dots(), taken),
+    ]
+    for name, chosen in choices.items():
+        settings = chosen.settings(trial.task, READING)
+        found, taken = _timed(lambda s=settings: trial.products(s))
+        count = sum(sizes[place] for place in products.find(chosen.names))
+        methods.append(Found(name, count, found.cosines(), taken))
+    greedy = choices["greedy, by accuracy, 5 % of the parameters"]
+    methods += list(_sketches(trial, greedy))
+    linear = [name for name in greedy.names if name in _linear(trial)]
+    methods += list(_ekfac(trial, READING, "EK-FAC index"))
+    if linear:
+        some = PassSettings(batch_size=16, max_tokens=4096, layers=tuple(linear))
+        methods += list(_ekfac(trial, some, "EK-FAC index of the greedy set"))
+    methods += [_embeddings(trial), _lexical(trial)]
+    return Outcome(methods, products, choices, spent)
+
+
+def _choices(
+    trial: Trial, products: ComponentProducts
+) -> tuple[dict[str, ChosenComponents], dict[str, float]]:
+    """Return components that were chosen in several ways, on the first split."""
+    ids = products.query_ids.tolist()
+    accuracy = Accuracy(dict(zip(ids, ids, strict=True)))
+    most = sum(component.size for component in products.components)
+    budget = Budget(most=max(BUDGET * most, min(c.size for c in products.components)))
+
+    def single(products: ComponentProducts, objective: Objective, **options: Any) -> Any:
+        path = search_beam(products, objective, width=1, **options)
+        return type(path)(path.sets[:1], path.values[:1], path.costs[:1], path.most)
+
+    ways: dict[str, tuple[Objective, dict[str, Any]]] = {
+        "best single component": (accuracy, {"search": single}),
+        "greedy, by accuracy": (accuracy, {}),
+        "greedy, by accuracy, 5 % of the parameters": (accuracy, {"budget": budget}),
+        "greedy, by agreement, 5 % of the parameters": (Agreement(), {"budget": budget}),
+    }
+    choices, spent = {}, {}
+    for name, (objective, options) in ways.items():
+        choices[name], spent[name] = _timed(
+            lambda o=objective, k=options: choose_components(
+                products, o, seed=0, share=SHARE, groups=trial.groups, **k
+            )
+        )
+    return choices, spent
+
+
+def _sketches(trial: Trial, greedy: ChosenComponents) -> Iterator[Found]:
+    """Yield random projections of the full gradient, and one of the greedy set."""
+    for num_dims in trial.dimensions:
+        yield _sketch(trial, SJLT(num_dims=num_dims, seed=0), f"random projection, {num_dims:,}")
+    middle = trial.dimensions[len(trial.dimensions) // 2 - 1]
+    projector = greedy.projector(SJLT(num_dims=middle, seed=0))
+    settings = greedy.settings(trial.task, READING)
+    yield _sketch(trial, projector, f"greedy set, then projected, {middle:,}", settings)
+
+
+def _sketch(
+    trial: Trial, projector: Projector, name: str, settings: PassSettings = READING
+) -> Found:
+    """Return the cosines of projected gradients."""
+
+    def compute() -> np.ndarray:
+        sides = (trial.queries, trial.candidates)
+        rows = [
+            run_pass(trial.task, side, [Sketch(projector)], settings=settings).columns["sketch"]
+            for side in sides
+        ]
+        return trial.compare(*rows)
+
+    return Found(name, projector.num_dims, *_timed(compute))
+
+
+def _ekfac(trial: Trial, settings: PassSettings, name: str) -> Iterator[Found]:
+    """Yield scores of an influence index, as they are and divided by both rows' lengths."""
+    texts = trial.corpus.texts
+    some = np.random.default_rng(0).permutation(len(texts))[:FIT_ROWS]
+    rows = trial.model.rows([texts[place] for place in some])
+    began = time.perf_counter()
+    fitted = EKFAC(seed=0).fit(trial.task, rows, settings=settings)
+    entries = sum(layer.eigenvalues.numel() for layer in fitted.layers.values())
+    num_dims = min(EKFAC_DIMENSIONS, entries)
+    with TemporaryDirectory() as folder:
+        index = build_index(
+            fitted, trial.task, trial.candidates, num_dims=num_dims, path=Path(folder)
+        )
+        asked = index.query_rows(trial.task, trial.queries)
+        kept = np.concatenate([np.array(block) for block in index.store.blocks()])
+        whitened = index.whitening.apply(torch.from_numpy(kept).float()).numpy()
+        reading = fitted.reading(None)
+        own = run_pass(trial.task, trial.queries, [Sketch(index.projector)], settings=reading)
+    left, right = trial.pairs.T
+    dots = np.einsum("pk,pk->p", asked[left], kept[right])
+    seconds = time.perf_counter() - began
+    yield Found(f"{name}, {num_dims:,}", num_dims, dots, seconds)
+    lengths = np.einsum("qk,qk->q", asked, own.columns["sketch"])[left]
+    lengths = lengths * np.einsum("nk,nk->n", whitened, kept)[right]
+    cosines = dots / np.sqrt(lengths.clip(1e-30))
+    yield Found(f"{name}, {num_dims:,}, cosine", num_dims, cosines, seconds)
+
+
+def _embeddings(trial: Trial) -> Found:
+    """Return the cosines of mean hidden states."""
+    model = trial.model
+
+    def compute() -> np.ndarray:
+        encode = HiddenStates(
+            model=model.model, tokenizer=model.tokenizer, max_length=model.max_length
+        )
+        sides = (trial.queries, trial.candidates)
+        rows = [
+            np.concatenate([encode(side[p : p + 16]) for p in range(0, len(side), 16)])
+            for side in sides
+        ]
+        return trial.compare(*rows)
+
+    width = int(model.model.config.hidden_size)
+    return Found("embeddings (mean of last hidden states)", width, *_timed(compute))
+
+
+def _lexical(trial: Trial) -> Found:
+    """Return BM25, by which the candidates were chosen."""
+    scores, seconds = _timed(lambda: Trial(trial.model, trial.corpus).questions.lexical.ravel())
+    return Found("BM25", 0, scores, seconds)
+
+
+def _linear(trial: Trial) -> set[str]:
+    """Return the components that have a Kronecker-factored curvature."""
+    return set(find_components(trial.task.model, kinds=("linear",)).components)
+
+
+def _timed(compute: Callable[[], Any]) -> tuple[Any, float]:
+    """Return a result and the seconds that it took."""
+    began = time.perf_counter()
+    return compute(), time.perf_counter() - began
