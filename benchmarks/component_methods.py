@@ -4,8 +4,8 @@ Letters: ``p`` pairs of queries and candidates, ``k`` numbers of a row.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -46,7 +46,8 @@ READING = PassSettings(batch_size=16, max_tokens=4096)
 DIMENSIONS = (256, 1024, 4096, 16_384)
 SHARE = 1 / 3  # of the queries, to choose on
 BUDGET = 0.05  # of the parameters
-FIT_ROWS = 1000  # texts that the curvature is fitted to
+TIMED = 10  # queries
+FIT_ROWS = 400  # texts that the curvature is fitted to
 EKFAC_DIMENSIONS = 1024
 
 
@@ -58,7 +59,7 @@ class Found:
         method: Its name.
         numbers: Numbers that it keeps of a text.
         scores: One a pair.
-        seconds: For queries and candidates, from tokens to scores.
+        seconds: Processor seconds for a hundred texts, queries or candidates.
     """
 
     method: str
@@ -85,6 +86,14 @@ class Trial:
     def task(self) -> CausalLM:
         """The model and its loss."""
         return CausalLM(self.model.model)
+
+    @cached_property
+    def few(self) -> "Trial":
+        """The first queries alone, on which methods are timed."""
+        corpus = replace(self.corpus, queries=self.corpus.queries[:TIMED])
+        few = Trial(self.model, corpus, self.dimensions)
+        few.__dict__["task"] = self.task  # which remembers what was checked
+        return few
 
     @cached_property
     def questions(self) -> SourceQuestions:
@@ -153,28 +162,34 @@ class Outcome:
 
 
 def run_trial(trial: Trial) -> Outcome:
-    """Run every method on one model and corpus."""
-    products, taken = _timed(trial.products)
+    """Run every method on one model and corpus.
+
+    Cosines of chosen components come from the products of all; their seconds, and those of
+    every other method, are taken on a few queries, with only what the method needs.
+    """
+    products = trial.products()
     sizes = [component.size for component in products.components]
     choices, spent = _choices(trial, products)
+    trial.few.products()  # the first pass checks the model, which is not timed
+    taken = _per_hundred(trial.few, trial.few.products)
     methods = [
         Found("full gradient, cosine", sum(sizes), products.cosines(), taken),
         Found("full gradient, inner product", sum(sizes), products.dots(), taken),
     ]
     for name, chosen in choices.items():
         settings = chosen.settings(trial.task, READING)
-        found, taken = _timed(lambda s=settings: trial.products(s))
+        trial.few.products(settings)
+        taken = _per_hundred(trial.few, lambda s=settings: trial.few.products(s))
         count = sum(sizes[place] for place in products.find(chosen.names))
-        methods.append(Found(name, count, found.cosines(), taken))
+        methods.append(Found(name, count, products.cosines(chosen.names), taken))
     greedy = choices["greedy, by accuracy, 5 % of the parameters"]
-    methods += list(_sketches(trial, greedy))
+    methods += _sketches(trial, greedy)
+    methods += _ekfac(trial, READING, "EK-FAC index")
     linear = [name for name in greedy.names if name in _linear(trial)]
-    methods += list(_ekfac(trial, READING, "EK-FAC index"))
     if linear:
-        some = PassSettings(batch_size=16, max_tokens=4096, layers=tuple(linear))
-        methods += list(_ekfac(trial, some, "EK-FAC index of the greedy set"))
-    methods += [_embeddings(trial), _lexical(trial)]
-    return Outcome(methods, products, choices, spent)
+        some = replace(READING, layers=tuple(linear))
+        methods += _ekfac(trial, some, "EK-FAC index of the greedy set")
+    return Outcome([*methods, _embeddings(trial), _lexical(trial)], products, choices, spent)
 
 
 def _choices(
@@ -198,91 +213,105 @@ def _choices(
     }
     choices, spent = {}, {}
     for name, (objective, options) in ways.items():
-        choices[name], spent[name] = _timed(
-            lambda o=objective, k=options: choose_components(
-                products, o, seed=0, share=SHARE, groups=trial.groups, **k
-            )
+        began = time.process_time()
+        choices[name] = choose_components(
+            products, objective, seed=0, share=SHARE, groups=trial.groups, **options
         )
+        spent[name] = time.process_time() - began
     return choices, spent
 
 
-def _sketches(trial: Trial, greedy: ChosenComponents) -> Iterator[Found]:
-    """Yield random projections of the full gradient, and one of the greedy set."""
-    for num_dims in trial.dimensions:
-        yield _sketch(trial, SJLT(num_dims=num_dims, seed=0), f"random projection, {num_dims:,}")
-    middle = trial.dimensions[len(trial.dimensions) // 2 - 1]
-    projector = greedy.projector(SJLT(num_dims=middle, seed=0))
-    settings = greedy.settings(trial.task, READING)
-    yield _sketch(trial, projector, f"greedy set, then projected, {middle:,}", settings)
+def _sketches(trial: Trial, greedy: ChosenComponents) -> list[Found]:
+    """Return random projections of the full gradient, in one pass, and one of the greedy set."""
+    projectors = [SJLT(num_dims=num_dims, seed=0) for num_dims in trial.dimensions]
+    names = [f"random projection, {num_dims:,}" for num_dims in trial.dimensions]
+    found = _sketch(trial, projectors, names, READING)
+    middle = trial.dimensions[(len(trial.dimensions) - 1) // 2]
+    chosen = greedy.projector(SJLT(num_dims=middle, seed=0))
+    name = f"greedy set, then projected, {middle:,}"
+    return found + _sketch(trial, [chosen], [name], greedy.settings(trial.task, READING))
 
 
 def _sketch(
-    trial: Trial, projector: Projector, name: str, settings: PassSettings = READING
-) -> Found:
+    trial: Trial, projectors: Sequence[Projector], names: Sequence[str], settings: PassSettings
+) -> list[Found]:
     """Return the cosines of projected gradients."""
 
-    def compute() -> np.ndarray:
-        sides = (trial.queries, trial.candidates)
-        rows = [
-            run_pass(trial.task, side, [Sketch(projector)], settings=settings).columns["sketch"]
-            for side in sides
-        ]
-        return trial.compare(*rows)
+    def rows(some: Trial, which: Sequence[Projector]) -> list[dict[str, np.ndarray]]:
+        columns = [Sketch(projector, name=str(place)) for place, projector in enumerate(which)]
+        sides = (some.queries, some.candidates)
+        return [dict(run_pass(some.task, s, columns, settings=settings).columns) for s in sides]
 
-    return Found(name, projector.num_dims, *_timed(compute))
+    asked, kept = rows(trial, projectors)
+    found = []
+    for place, (name, projector) in enumerate(zip(names, projectors, strict=True)):
+        scores = trial.compare(asked[str(place)], kept[str(place)])
+        taken = _per_hundred(trial.few, lambda p=projector: rows(trial.few, [p]))
+        found.append(Found(name, projector.num_dims, scores, taken))
+    return found
 
 
-def _ekfac(trial: Trial, settings: PassSettings, name: str) -> Iterator[Found]:
-    """Yield scores of an influence index, as they are and divided by both rows' lengths."""
+def _ekfac(trial: Trial, settings: PassSettings, name: str) -> list[Found]:
+    """Return scores of an influence index, as they are and divided by both rows' lengths."""
     texts = trial.corpus.texts
     some = np.random.default_rng(0).permutation(len(texts))[:FIT_ROWS]
     rows = trial.model.rows([texts[place] for place in some])
-    began = time.perf_counter()
+    began = time.process_time()
     fitted = EKFAC(seed=0).fit(trial.task, rows, settings=settings)
     entries = sum(layer.eigenvalues.numel() for layer in fitted.layers.values())
     num_dims = min(EKFAC_DIMENSIONS, entries)
+    spent = time.process_time() - began
     with TemporaryDirectory() as folder:
-        index = build_index(
-            fitted, trial.task, trial.candidates, num_dims=num_dims, path=Path(folder)
-        )
-        asked = index.query_rows(trial.task, trial.queries)
+        path = Path(folder)
+        index = build_index(fitted, trial.task, trial.candidates, num_dims=num_dims, path=path)
         kept = np.concatenate([np.array(block) for block in index.store.blocks()])
-        whitened = index.whitening.apply(torch.from_numpy(kept).float()).numpy()
-        reading = fitted.reading(None)
-        own = run_pass(trial.task, trial.queries, [Sketch(index.projector)], settings=reading)
+    whitened = index.whitening.apply(torch.from_numpy(kept).float()).numpy()
+    reading = fitted.reading(None)
+
+    def sketch(side: list[dict[str, Any]]) -> np.ndarray:
+        found = run_pass(trial.task, side, [Sketch(index.projector)], settings=reading)
+        return found.columns["sketch"]
+
+    own = sketch(trial.queries)
+    asked = index.whitening.apply(torch.from_numpy(own)).numpy()
     left, right = trial.pairs.T
     dots = np.einsum("pk,pk->p", asked[left], kept[right])
-    seconds = time.perf_counter() - began
-    yield Found(f"{name}, {num_dims:,}", num_dims, dots, seconds)
-    lengths = np.einsum("qk,qk->q", asked, own.columns["sketch"])[left]
+    lengths = np.einsum("qk,qk->q", asked, own)[left]
     lengths = lengths * np.einsum("nk,nk->n", whitened, kept)[right]
     cosines = dots / np.sqrt(lengths.clip(1e-30))
-    yield Found(f"{name}, {num_dims:,}, cosine", num_dims, cosines, seconds)
+    few = trial.few
+    taken = _per_hundred(few, lambda: [sketch(few.queries), sketch(few.candidates)])
+    name = f"{name}, {num_dims:,}"
+    return [
+        Found(f"{name} (fitted in {spent:.0f} s)", num_dims, dots, taken),
+        Found(f"{name}, cosine", num_dims, cosines, taken),
+    ]
 
 
 def _embeddings(trial: Trial) -> Found:
     """Return the cosines of mean hidden states."""
     model = trial.model
+    encode = HiddenStates(model=model.model, tokenizer=model.tokenizer, max_length=model.max_length)
 
-    def compute() -> np.ndarray:
-        encode = HiddenStates(
-            model=model.model, tokenizer=model.tokenizer, max_length=model.max_length
-        )
-        sides = (trial.queries, trial.candidates)
-        rows = [
+    def rows(some: Trial) -> list[np.ndarray]:
+        return [
             np.concatenate([encode(side[p : p + 16]) for p in range(0, len(side), 16)])
-            for side in sides
+            for side in (some.queries, some.candidates)
         ]
-        return trial.compare(*rows)
 
+    taken = _per_hundred(trial.few, lambda: rows(trial.few))
     width = int(model.model.config.hidden_size)
-    return Found("embeddings (mean of last hidden states)", width, *_timed(compute))
+    name = "embeddings (mean of last hidden states)"
+    return Found(name, width, trial.compare(*rows(trial)), taken)
 
 
 def _lexical(trial: Trial) -> Found:
     """Return BM25, by which the candidates were chosen."""
-    scores, seconds = _timed(lambda: Trial(trial.model, trial.corpus).questions.lexical.ravel())
-    return Found("BM25", 0, scores, seconds)
+    again = Trial(trial.model, trial.corpus)
+    began = time.process_time()
+    scores = again.questions.lexical.ravel()
+    taken = time.process_time() - began
+    return Found("BM25", 0, scores, 100 * taken / len(trial.corpus.queries))
 
 
 def _linear(trial: Trial) -> set[str]:
@@ -290,7 +319,9 @@ def _linear(trial: Trial) -> set[str]:
     return set(find_components(trial.task.model, kinds=("linear",)).components)
 
 
-def _timed(compute: Callable[[], Any]) -> tuple[Any, float]:
-    """Return a result and the seconds that it took."""
-    began = time.perf_counter()
-    return compute(), time.perf_counter() - began
+def _per_hundred(few: Trial, compute: Callable[[], Any]) -> float:
+    """Return the processor seconds for a hundred texts, by those of a few."""
+    began = time.process_time()
+    compute()
+    taken = time.process_time() - began
+    return 100 * taken / (len(few.queries) + len(few.candidates))

@@ -15,6 +15,7 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
         "attribution",
         "memory",
         "replay_cost",
+        pytest.param("components", marks=pytest.mark.slow),
         "solvers",
         pytest.param("influence_index", marks=pytest.mark.slow),
         pytest.param("index_speed", marks=pytest.mark.slow),

@@ -4,6 +4,7 @@ Every command writes its resolved options beside its output, goes on where an ea
 with the same options stopped, and returns the lines that say what it did.
 """
 
+from gradsift.commands.components import Components
 from gradsift.commands.covering import Cover
 from gradsift.commands.deduplication import Dedup
 from gradsift.commands.dsir import Dsir
@@ -24,6 +25,7 @@ COMMANDS: dict[str, type[Command]] = {
     "retrieve": Retrieve,
     "score": Score,
     "prune": Prune,
+    "components": Components,
     "gio": Gio,
     "cover": Cover,
     "dedup": Dedup,

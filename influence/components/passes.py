@@ -9,6 +9,7 @@ another pass over their candidates; no gradient of a candidate is ever kept.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -281,7 +282,11 @@ class _Walk:
         met = MetGradients(kept, local, len(rows))
         checkpoint = None
         if self.path is not None:
-            about = {**self.provenance, "first": some.start, "pairs": local.tolist()}
+            about = {
+                **self.provenance,
+                "first": some.start,
+                "pairs": sha256(local.tobytes()).hexdigest()[:16],
+            }
             checkpoint = FolderCheckpoint(Path(self.path) / f"from-{some.start}", about)
         if len(rows):
             run_pass(
