@@ -273,7 +273,6 @@ gradsift.commands.retrieval gradsift retrieve
 gradsift.commands.scoring   gradsift score
 gradsift.commands.stores    verify, delete, compact and merge stores
 gradsift.commands.components    gradsift components
-gradsift.commands.pruning   gradsift prune
 gradsift.commands.embedding where vectors of rows come from
 gradsift.commands.choosing  what commands that choose rows share
 gradsift.commands.pruning   gradsift prune
