@@ -28,7 +28,7 @@ from projections.checks import (
 from projections.columns import GradientNorm, Sketch, Statistic
 from projections.concatenated import Concatenated
 from projections.coordinates import Coordinates, coordinates
-from projections.data import Rows, as_ids, as_rows, flatten_batches
+from projections.data import Rows, as_ids, as_rows, bytes_of, flatten_batches
 from projections.directions import Direction, GradientSum
 from projections.embeddings import Embeddings, Encoder, as_embeddings, embed
 from projections.encoders import (
@@ -74,6 +74,7 @@ from projections.per_example import (
     TableRows,
     Term,
     Vectors,
+    examples_of,
 )
 from projections.philox import keyed_words, uniforms
 from projections.progress import show_progress, track
@@ -103,12 +104,14 @@ from projections.tasks import (
     Seq2SeqLM,
     SequenceClassification,
 )
+from projections.tasks.classification import LABEL_COLUMNS
 from projections.tensorsketch import TensorSketch
 from projections.texts import Block, TextBatch, TextColumns, Texts, as_texts
 from projections.watch import Watch
 from projections.weight_alignment import WeightAlignment, summarize_alignment
 
 __all__ = [
+    "LABEL_COLUMNS",
     "SJLT",
     "SRHT",
     "Accumulator",
@@ -207,6 +210,7 @@ __all__ = [
     "as_ids",
     "as_rows",
     "as_texts",
+    "bytes_of",
     "check_at_least",
     "check_between",
     "check_not_empty",
@@ -221,6 +225,7 @@ __all__ = [
     "delete_rows",
     "describe",
     "embed",
+    "examples_of",
     "faiss_beside",
     "find_components",
     "find_heads",

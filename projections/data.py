@@ -118,7 +118,7 @@ class Rows:
         digest.update(self.ids.tobytes())
         spread = np.linspace(0, len(self) - 1, min(len(self), NUM_SAMPLED_ROWS)).astype(int)
         for row in self.fetch([int(position) for position in spread]):
-            for piece in _bytes_of(row):
+            for piece in bytes_of(row):
                 digest.update(piece)
         return f"{len(self)}-{digest.hexdigest()[:16]}"
 
@@ -209,15 +209,15 @@ def _column(data: Any, name: str) -> list[Any]:
     return [row.get(name) for row in data]
 
 
-def _bytes_of(value: Any) -> Iterator[bytes]:
+def bytes_of(value: Any) -> Iterator[bytes]:
     """Yield bytes that describe a row."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield str(key).encode()
-            yield from _bytes_of(item)
+            yield from bytes_of(item)
     elif isinstance(value, tuple | list):
         for item in value:
-            yield from _bytes_of(item)
+            yield from bytes_of(item)
     elif isinstance(value, Tensor):
         yield value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     elif hasattr(value, "tobytes"):  # arrays and images, whose text is no description

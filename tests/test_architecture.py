@@ -249,6 +249,13 @@ selection.scoring.grand     norms of whole gradients, averaged over models
 selection.scoring.nearness  near-duplicates, and distances to centres
 selection.scoring.row_agreement rows that point as the others do
 selection.scoring           scores of examples that need more than one look
+selection.diagnostics.coherence how far gradients add up
+selection.diagnostics.layer_coherence   the same of each layer, exactly
+selection.diagnostics.opposing  groups that pull in opposite directions
+selection.diagnostics.outliers  gradients unlike those of their class
+selection.diagnostics.spectrum  in how many directions gradients lie
+selection.diagnostics.repeats   repeated inputs, and conflicting labels
+selection.diagnostics       what gradients say about a dataset
 selection.chosen_rows       chosen rows written as they are met
 selection.trainers.state_callback   states in the checkpoints of a trainer
 selection.trainers.weighted_loss    a trainer whose loss is weighted
