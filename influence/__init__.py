@@ -66,6 +66,7 @@ from influence.lexical import Candidates, lexical_candidates
 from influence.lissa import LiSSA
 from influence.logistic_leave_one_out import LogisticLeaveOneOut
 from influence.metagradients import FittedMetagradients, Metagradients
+from influence.mfac import MFAC, FittedMFAC, FittedMFACRows, MFACRows
 from influence.neumann import Neumann
 from influence.nystroem import Nystroem
 from influence.pairwise import SelfInfluence
@@ -73,6 +74,7 @@ from influence.plan import Plan, make_plan
 from influence.preconditioners import CurvaturePreconditioner, NoPreconditioner, Preconditioner
 from influence.products import Matrix, MeanMatrix, Products, SymmetricMatrix
 from influence.recipe import Losses, Recipe, classification_losses, language_losses
+from influence.relatif import FittedRelatIF, ParameterRelatIF, RelatIF
 from influence.removal import (
     leave_one_out,
     leave_one_out_correlation,
@@ -88,14 +90,18 @@ from influence.solver import PreparedSolver, Solution, Solver
 from influence.source import SOURCE, FittedSOURCE, Segment
 from influence.tfidf import TFIDF, FittedTFIDF
 from influence.tracin import FittedTracIn, TracIn
+from influence.tracin_last_layer import FittedLastLayerTracIn, LastLayerTracIn
 from influence.trak import TRAK
 from influence.trak_ensemble import FittedTRAKEnsemble, TRAKEnsemble
+from influence.woodbury import DualInverse, GradientWindow
 
 __all__ = [
     "ASTRA",
     "BM25",
     "EKFAC",
     "KFAC",
+    "LDS",
+    "MFAC",
     "SOURCE",
     "TFIDF",
     "TRAK",
@@ -114,6 +120,7 @@ __all__ = [
     "Damping",
     "DataInf",
     "Diagonal",
+    "DualInverse",
     "EigenProjector",
     "EmbeddingSimilarity",
     "Estimate",
@@ -125,9 +132,13 @@ __all__ = [
     "FittedInfluence",
     "FittedInverse",
     "FittedLabelSigned",
+    "FittedLastLayerTracIn",
     "FittedLeaveOneOut",
+    "FittedMFAC",
+    "FittedMFACRows",
     "FittedMetagradients",
     "FittedMetric",
+    "FittedRelatIF",
     "FittedRowInfluence",
     "FittedSOURCE",
     "FittedTFIDF",
@@ -136,16 +147,19 @@ __all__ = [
     "GaussNewton",
     "GradientCosine",
     "GradientDot",
+    "GradientWindow",
     "Hessian",
     "HiddenSimilarity",
     "Identity",
     "InfluenceIndex",
     "Inverse",
     "LabelSigned",
+    "LastLayerTracIn",
     "LayerCurvature",
     "LiSSA",
     "LogisticLeaveOneOut",
     "Losses",
+    "MFACRows",
     "Matrix",
     "MeanMatrix",
     "Metagradients",
@@ -155,11 +169,13 @@ __all__ = [
     "NoPreconditioner",
     "Nystroem",
     "Objective",
+    "ParameterRelatIF",
     "Plan",
     "Preconditioner",
     "PreparedSolver",
     "Products",
     "Recipe",
+    "RelatIF",
     "RelativeDamping",
     "RidgeLeaveOneOut",
     "Rotation",

@@ -254,11 +254,37 @@ class FittedCurvature:
             data: The examples.
             settings: Batching; the layers are those of the fit.
         """
-        self.check_model(task)
         column = SelfInfluence(self.layers, self.inverses)
-        rows = as_rows(data)
+        return self._each(task, data, column, settings)
+
+    def response_norms(
+        self, task: Task, data: Any, *, settings: PassSettings | None = None
+    ) -> Scores:
+        """Return the length of ``(H + damping)^-1 g`` of each example, ``n``, in one pass.
+
+        It is how far the parameters move for the example.
+
+        Args:
+            task: The model and its loss.
+            data: The examples.
+            settings: Batching; the layers are those of the fit.
+        """
+        squared = {name: inverse.square() for name, inverse in self.inverses.items()}
+        column = SelfInfluence(self.layers, squared, name="response_norm")
+        found = self._each(task, data, column, settings)
+        return replace(found, columns={"response_norm": np.sqrt(found.values)})
+
+    def _each(
+        self, task: Task, data: Any, column: SelfInfluence, settings: PassSettings | None
+    ) -> Scores:
+        """Return one number an example."""
+        self.check_model(task)
         table = run_pass(
-            task, rows, [column], settings=self.reading(settings), description="self-influence"
+            task,
+            as_rows(data),
+            [column],
+            settings=self.reading(settings),
+            description=column.name.replace("_", " "),
         )
         return Scores.from_table(table, self._how())
 

@@ -7,7 +7,7 @@ products alone; `Inverse` puts them together behind the calls that EK-FAC answer
 a pair is ``g_q^T (H + damping)^-1 g_n``, in the unit and with the sign of EK-FAC.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -183,14 +183,50 @@ class FittedInverse:
             ConvergenceError: A residual is above the solver's tolerance.
             StoreMismatchError: The model is not the one that was fitted.
         """
+        products = lambda gradients, found: (gradients * found).sum(1)  # noqa: E731
+        return self._each(task, data, "self_influence", products, settings, memory)
+
+    def response_norms(
+        self,
+        task: Task,
+        data: Any,
+        *,
+        settings: PassSettings | None = None,
+        memory: int = VECTOR_BYTES,
+    ) -> Scores:
+        """Return the length of ``(H + damping)^-1 g`` of each example, ``n``: a solve an example.
+
+        Args:
+            task: The model and its loss.
+            data: The examples.
+            settings: Batching; the layers are those of the fit.
+            memory: Bytes of gradients held at a time.
+
+        Raises:
+            ConvergenceError: A residual is above the solver's tolerance.
+            StoreMismatchError: The model is not the one that was fitted.
+        """
+        norms = lambda gradients, found: found.norm(dim=1)  # noqa: E731
+        return self._each(task, data, "response_norm", norms, settings, memory)
+
+    def _each(
+        self,
+        task: Task,
+        data: Any,
+        name: str,
+        number: Callable[[Tensor, Tensor], Tensor],
+        settings: PassSettings | None,
+        memory: int,
+    ) -> Scores:
+        """Return a number of each example, from its gradient and its solution."""
         self.check_model(task)
         rows = as_rows(data)
         parts, solves = [], []
         for gradients in self._gradients(task, rows, settings, memory):
             solution = self.solve(gradients)
-            parts.append((gradients * solution.vectors).sum(1).cpu().numpy())
+            parts.append(number(gradients, solution.vectors).cpu().numpy())
             solves += solution.summary()
-        values = {"self_influence": np.concatenate(parts)}
+        values = {name: np.concatenate(parts)}
         return Scores(rows.ids, values, provenance={**self.provenance, "solves": solves})
 
     def mean_gradient(

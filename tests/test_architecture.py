@@ -120,6 +120,8 @@ influence.products          products with means over a dataset
 influence.hessian           products with the Hessian
 influence.gauss_newton      products with the Gauss-Newton matrix
 influence.solver            the seam of solvers
+influence.woodbury          few outer products, inverted exactly
+influence.mfac              the same as influence
 influence.inverse           influence by solving linear systems
 influence.preconditioners   cheap approximate inverses
 influence.nystroem          a preconditioner from a random sketch
@@ -152,7 +154,9 @@ influence.bm25              rare words in common
 influence.tfidf             cosines of weighted words
 influence.embedding_similarity    cosines of embeddings
 influence.hidden_similarity    cosines of a layer's inputs
+influence.tracin_last_layer    TracIn by the factors of the last layer
 influence.label_signed      similarities signed by labels
+influence.relatif           influence relative to itself
 influence.lexical           candidates by shared words, and a control
 influence.components.products   what every component says of pairs
 influence.components.passes     the same from a model, in one pass

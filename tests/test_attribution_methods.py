@@ -14,14 +14,26 @@ from oracles import flat_gradients
 from torch import nn
 
 from influence import (
+    EKFAC,
+    MFAC,
     TRAK,
     AbsoluteDamping,
+    ConjugateGradients,
     DataInf,
+    DualInverse,
     FittedInfluence,
+    GaussNewton,
     GradientDot,
+    GradientWindow,
     HiddenSimilarity,
+    Inverse,
     LabelSigned,
+    LastLayerTracIn,
+    MFACRows,
     ModelCheckpoint,
+    ParameterRelatIF,
+    RelatIF,
+    RelativeDamping,
     RowInfluence,
     TracIn,
     TRAKEnsemble,
@@ -34,6 +46,7 @@ from projections import (
     ConvergenceError,
     LogOdds,
     PassSettings,
+    Regression,
     StoreMismatchError,
     Task,
 )
@@ -101,6 +114,31 @@ def blocks(task: Task) -> list[slice]:
     return [slice(e - s, e) for s, e in zip(sizes, ends, strict=True) if s]
 
 
+def last_layer(task: Task, train: list[Any], queries: list[Any]) -> np.ndarray:
+    last, total = blocks(task)[-1], np.zeros((len(queries), len(train)))
+    for one in along(task.model):
+        q, g = at(task, one, queries)[:, last], at(task, one, train)[:, last]
+        total += one.learning_rate * q @ g.T
+    return total
+
+
+def dense_mfac(task: Task, train: list[Any], rows: list[Any]) -> np.ndarray:
+    """The damped inverse of the mean outer product of some gradients."""
+    G = flat_gradients(task, rows)
+    matrix = G.T @ G / len(G)
+    return np.linalg.inv(matrix + 0.1 * np.trace(matrix) / len(matrix) * np.eye(len(matrix)))
+
+
+def mfac(task: Task, train: list[Any], queries: list[Any]) -> np.ndarray:
+    inverse = dense_mfac(task, train, train)
+    return flat_gradients(task, queries) @ inverse @ flat_gradients(task, train).T
+
+
+def relative(task: Task, train: list[Any], queries: list[Any]) -> np.ndarray:
+    own = np.diag(mfac(task, train, train))
+    return mfac(task, train, queries) / np.sqrt(own)
+
+
 def datainf(task: Task, train: list[Any], queries: list[Any]) -> np.ndarray:
     """The published formula, with one dense inverse an example."""
     G, Q = flat_gradients(task, train), flat_gradients(task, queries)
@@ -165,7 +203,13 @@ METHODS = {
     "tracin, rows": Row(
         lambda task: RowInfluence(metric=GradientDot(), checkpoints=along(task.model)), tracin
     ),
+    "tracin, last layer": Row(
+        lambda task: LastLayerTracIn(checkpoints=along(task.model)), last_layer
+    ),
     "datainf": Row(lambda task: DataInf(), datainf),
+    "m-fac": Row(lambda task: MFAC(seed=0), mfac),
+    "m-fac, rows": Row(lambda task: RowInfluence(metric=MFACRows()), mfac),
+    "relatif of m-fac": Row(lambda task: RelatIF(method=MFAC(seed=0)), relative),
     "trak, several models": Row(
         lambda task: TRAKEnsemble(checkpoints=along(task.model), damping=0.3),
         trak_ensemble,
@@ -324,6 +368,161 @@ def test_a_checkpoint_of_what_was_trained_is_enough() -> None:
         TracIn(checkpoints=[replace(whole[0], state=full)]).fit(task).scores(task, queries, train)
     )
     np.testing.assert_array_equal(found.values, wanted.values)
+
+
+@pytest.mark.parametrize("name", ["llama-left-padding", "bert"])
+def test_products_of_factors_are_those_of_the_gradients_of_the_layer(name: str) -> None:
+    task, data = cases.build(name, 5)
+    here = [ModelCheckpoint(state=copy_state(task.model), learning_rate=0.5)]
+    method = LastLayerTracIn(checkpoints=here).fit(task)
+    layer = method.provenance["layer"]
+    settings = PassSettings(layers=(layer, f"{layer}.*"))
+    wanted = TracIn(checkpoints=here).fit(task, settings=settings).scores(task, data[:2], data)
+    alone = PassSettings(batch_size=2)
+    found = method.scores(task, data[:2], data, settings=alone)
+    np.testing.assert_allclose(found.values, wanted.values, rtol=1e-8, atol=1e-12)
+
+
+def test_a_head_that_is_tied_to_the_embedding_has_no_factors_of_its_own() -> None:
+    task, _ = cases.build("gpt2-tied", 1)
+    here = [ModelCheckpoint(state=copy_state(task.model))]
+    with pytest.raises(ValueError, match=r"at least one trainable parameter.*'lm_head'"):
+        LastLayerTracIn(checkpoints=here).fit(task)
+
+
+# M-FAC
+
+
+def recursion(G: np.ndarray, damping: float) -> Any:
+    """M-FAC as published: rank-one updates of the inverse, one gradient after the other."""
+    m, H, D = len(G), [], []
+    for g in G:
+        h = g / damping
+        for other, d in zip(H, D, strict=True):
+            h = h - other * (other @ g) / d
+        H.append(h)
+        D.append(m + g @ h)
+    return lambda x: x / damping - sum(h * (h @ x) / d for h, d in zip(H, D, strict=True))
+
+
+def test_one_dual_solve_is_the_recursion_of_mfac() -> None:
+    torch.manual_seed(0)
+    G, x = torch.randn(7, 30).double(), torch.randn(3, 30).double()
+    inverse, apply = DualInverse(G, 0.3), recursion(G.numpy(), 0.3)
+    found = inverse.apply(x).numpy()
+    np.testing.assert_allclose(found, np.stack([apply(row) for row in x.numpy()]), rtol=1e-9)
+    dense = torch.linalg.inv(G.mT @ G / 7 + 0.3 * torch.eye(30))
+    torch.testing.assert_close(inverse.diagonal(), dense.diagonal())
+    own = inverse.self_products(x @ G.mT, x.square().sum(1))
+    torch.testing.assert_close(own, (x @ dense * x).sum(1))
+
+
+@pytest.mark.parametrize("sizes", [[1] * 9, [2, 3, 1, 5], [4, 4], [9], [1, 8, 2]])
+def test_a_window_holds_the_last_gradients_and_their_products(sizes: list[int]) -> None:
+    torch.manual_seed(0)
+    rows = torch.randn(sum(sizes), 6).double()
+    window = GradientWindow(4)
+    for block in rows.split(sizes):
+        window.push(block)
+    last = rows[-4:]
+    assert {tuple(row) for row in window.rows.tolist()} == {tuple(row) for row in last.tolist()}
+    torch.testing.assert_close(window.gram, window.rows @ window.rows.mT)
+    x = torch.randn(2, 6).double()
+    torch.testing.assert_close(window.inverse(0.2).apply(x), DualInverse(last, 0.2).apply(x))
+
+
+def test_windows_refuse_other_dimensions_and_inverses_a_damping_of_zero() -> None:
+    window = GradientWindow(2)
+    window.push(torch.ones(1, 3))
+    with pytest.raises(ValueError, match=r"must have the 3 dimensions of those before\. Got 4"):
+        window.push(torch.ones(1, 4))
+    with pytest.raises(ValueError, match=r"`damping` must be positive\. Got 0"):
+        window.inverse(0.0)
+    with pytest.raises(ValueError, match=r"`num_rows` must be at least 1"):
+        GradientWindow(0)
+
+
+def test_the_estimate_of_fewer_rows_is_of_those_that_the_seed_draws() -> None:
+    task, train, queries = perceptron()
+    fitted = MFAC(num_rows=4, seed=1).fit(task, train)
+    G = torch.from_numpy(flat_gradients(task, train))
+    found = {tuple(row.round(decimals=9).tolist()) for row in fitted.inverse.rows}
+    assert len(found) == 4
+    assert found < {tuple(row.round(decimals=9).tolist()) for row in G}
+    again = MFAC(num_rows=4, seed=1).fit(task, train).scores(task, queries, train).values
+    np.testing.assert_array_equal(fitted.scores(task, queries, train).values, again)
+
+
+def test_the_window_of_a_store_is_its_last_rows(tmp_path: Path) -> None:
+    task, train, queries = perceptron()
+    metric = MFACRows(num_rows=5, damping=RelativeDamping(0.1))
+    method = RowInfluence(metric=metric, path=tmp_path)
+    settings = PassSettings(shard_size=3)
+    found = method.fit(task, train, settings=settings).scores(task, queries, train).values
+    inverse = dense_mfac(task, train, train[-5:])
+    wanted = flat_gradients(task, queries) @ inverse @ flat_gradients(task, train).T
+    np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
+
+
+def test_all_rows_of_a_store_give_the_kernel_of_trak() -> None:
+    task, train, queries = perceptron()
+    settings = SJLT(num_dims=8, seed=0)
+    both = [
+        RowInfluence(metric=metric, projector=settings).fit(task, train)
+        for metric in (MFACRows(damping=RelativeDamping(0.4)), TRAK(damping=0.4))
+    ]
+    first, second = (fitted.scores(task, queries, train).values for fitted in both)
+    np.testing.assert_allclose(first, second, rtol=1e-8)
+
+
+# RelatIF
+
+
+def test_relative_influence_among_training_examples_is_a_cosine() -> None:
+    task, train, _ = perceptron()
+    fitted = RelatIF(method=EKFAC(seed=0)).fit(task, train)
+    pairs = fitted.scores(task, train, train).values
+    own = np.sqrt(EKFAC(seed=0).fit(task, train).self_influence(task, train).values)
+    cosines = pairs / own[:, None]
+    np.testing.assert_allclose(np.diag(cosines), 1, rtol=1e-6)
+    assert np.abs(cosines).max() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("solved", [False, True])
+def test_relative_to_the_parameters_divides_by_the_length_of_the_response(solved: bool) -> None:
+    task, train, queries = perceptron()
+    solver = ConjugateGradients(tolerance=1e-10)
+    inverse = Inverse(matrix=GaussNewton(seed=0, fisher="exact"), solver=solver, damping=0.1)
+    method: Any = inverse if solved else EKFAC(seed=0)
+    fitted = method.fit(task, train)
+    plain = fitted.scores(task, queries, train).values
+    if solved:
+        G = torch.from_numpy(flat_gradients(task, train))
+        wanted = fitted.solve(G).vectors.norm(dim=1).numpy()
+    else:
+        gradients = fitted.query_gradients(task, train)  # preconditioned already
+        squares = [q.gradients.square().sum((1, 2)) for q in gradients.values()]
+        wanted = torch.stack(squares).sum(0).sqrt().numpy()
+    found = ParameterRelatIF(method=method).fit(task, train).scores(task, queries, train).values
+    np.testing.assert_allclose(found, plain / wanted, rtol=1e-6)
+
+
+def test_relative_influence_refuses_what_it_cannot_divide_by() -> None:
+    task, train, _ = perceptron()
+    with pytest.raises(TypeError, match=r"must have `self_influence`.*FittedHiddenSimilarity"):
+        RelatIF(method=HiddenSimilarity()).fit(task, train)
+    with pytest.raises(TypeError, match=r"must have `response_norms`.*FittedMFAC"):
+        ParameterRelatIF(method=MFAC(seed=0)).fit(task, train)
+
+
+def test_an_example_without_a_gradient_keeps_the_score_zero() -> None:
+    model = nn.Linear(2, 1, bias=False).double()
+    task = Regression(model)
+    data = [(torch.zeros(2).double(), torch.ones(1).double()) for _ in range(2)]
+    data.append((torch.ones(2).double(), torch.ones(1).double()))
+    fitted = RelatIF(method=RowInfluence(metric=GradientDot())).fit(task, data)
+    found = fitted.scores(task, data, data).values
+    assert not found[:2].any() and not found[:, :2].any() and found[2, 2] > 0
 
 
 # TRAK
