@@ -100,7 +100,6 @@ __all__ = [
     "BM25",
     "EKFAC",
     "KFAC",
-    "LDS",
     "MFAC",
     "SOURCE",
     "TFIDF",
