@@ -3,7 +3,9 @@
 import json
 import logging
 import sys
+from collections import deque
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,8 @@ import tyro
 import yaml
 from tqdm import tqdm
 
-from gradsift.commands import COMMANDS, Command, command_from_json
-from projections import DataError, GradsiftError, show_progress
+from gradsift.commands import COMMANDS, SHARED, Command, command_from_json
+from projections import DataError, GradsiftError, alone, current_ranks, show_progress
 
 EXIT_OK, EXIT_ERROR, EXIT_INTERRUPTED = 0, 1, 130
 DESCRIPTION = "Score and prune a training set, retrieve the examples behind a query, reweight data."
@@ -22,7 +24,7 @@ EXPECTED = (GradsiftError, ValueError, TypeError, KeyError, OSError, ImportError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command.
+    """Run one command; under a launcher such as `torchrun`, as one of its ranks.
 
     Args:
         arguments: The command line without the program; that of the process if left out.
@@ -34,17 +36,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quiet_libraries()
     try:
         options = parse(list(sys.argv[1:] if arguments is None else arguments))
-        with show_progress(open_bar):
-            for line in options.run():
-                print(line)
+        run_as_rank(options)
     except KeyboardInterrupt:
-        print("gradsift: interrupted; run the same command to go on", file=sys.stderr)
+        complain("gradsift: interrupted; run the same command to go on")
         return EXIT_INTERRUPTED
     except EXPECTED as error:
         text = error.args[0] if isinstance(error, KeyError) else error
-        print(f"gradsift: {type(error).__name__}: {text}", file=sys.stderr)
+        complain(f"gradsift: {type(error).__name__}: {text}")
         return EXIT_ERROR
     return EXIT_OK
+
+
+def run_as_rank(options: Command) -> None:
+    """Do this rank's part of a command; the first rank shows progress and prints."""
+    ranks = current_ranks()
+    with ranks.telling():
+        if not ranks.is_first:
+            if isinstance(options, SHARED):
+                deque(options.run(), maxlen=0)
+            return
+        with show_progress(open_bar), nullcontext() if isinstance(options, SHARED) else alone():
+            for line in options.run():
+                print(line)
+
+
+def complain(text: str) -> None:
+    """Print what went wrong, once for all ranks that say the same."""
+    if current_ranks().is_first_to_say(text):
+        print(text, file=sys.stderr)
 
 
 def parse(arguments: list[str]) -> Command:

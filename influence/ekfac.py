@@ -18,6 +18,7 @@ from influence.damping import Damping, RelativeDamping
 from influence.decompositions import decompose
 from influence.eigenvalues import CorrectedEigenvalues
 from influence.linear_layers import KINDS
+from influence.plan import make_plan
 from projections import (
     FolderCheckpoint,
     Labels,
@@ -89,6 +90,7 @@ class EKFAC:
         settings: PassSettings | None = None,
         path: str | Path | None = None,
         partitions: Sequence[Sequence[str]] | None = None,
+        memory: int | str | None = None,
     ) -> FittedCurvature:
         """Walk the data twice: for the covariances, and for the eigenvalues.
 
@@ -99,11 +101,14 @@ class EKFAC:
             path: Folder in which a fit that was stopped goes on.
             partitions: Components that are fitted together, of `make_plan`, where the factors
                 of all do not fit the memory; each takes two passes of its own.
+            memory: Bytes for the factors, such as ``"8GB"``, from which a plan makes partitions.
 
         Raises:
             NonDeterministicError: Losses or gradients depend on chance or on the batch.
             StoreMismatchError: The folder holds another fit.
+            ValueError: The factors of one layer alone do not fit the memory.
         """
+        partitions = partitions or self._planned(task, data, settings, memory)
         if partitions is not None:
             return self._fit_partitions(task, data, settings, path, partitions)
         walk = _Fit(self, task, as_rows(data), linear_settings(settings), path)
@@ -166,6 +171,15 @@ class EKFAC:
         how["data"] = f"{fitted.provenance['data']}+{walk.rows.fingerprint}"
         return replace(fitted, layers=layers, provenance=how)
 
+    def _planned(
+        self, task: Task, data: Any, settings: PassSettings | None, memory: int | str | None
+    ) -> Sequence[Sequence[str]] | None:
+        """Return the partitions that fit the memory, where one is not enough."""
+        if memory is None:
+            return None
+        plan = make_plan(task, data, memory=memory, settings=settings, max_factor=self.max_factor)
+        return plan.partitions if len(plan.partitions) > 1 else None
+
     def _fit_partitions(
         self,
         task: Task,
@@ -205,8 +219,10 @@ class KFAC(EKFAC):
         settings: PassSettings | None = None,
         path: str | Path | None = None,
         partitions: Sequence[Sequence[str]] | None = None,
+        memory: int | str | None = None,
     ) -> FittedCurvature:
         """Walk the data once; see `EKFAC.fit`."""
+        partitions = partitions or self._planned(task, data, settings, memory)
         if partitions is not None:
             return self._fit_partitions(task, data, settings, path, partitions)
         walk = _Fit(self, task, as_rows(data), linear_settings(settings), path)

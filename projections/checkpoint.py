@@ -96,6 +96,18 @@ class FolderCheckpoint:
             for file in before:
                 file.unlink(missing_ok=True)
 
+    def save_all(self, accumulators: Sequence[Stateful], ranks: Ranks) -> None:
+        """Replace the shares by what they were merged to, which has these bits from now on.
+
+        Args:
+            accumulators: What was merged, the same on each rank.
+            ranks: The ranks, which call this together.
+        """
+        if self._shares > 1:
+            if ranks.is_first:
+                self.save(self._finished - 1, accumulators)
+            self._shares = 1
+
     def _load(self, accumulator: Stateful, shares: Sequence[int]) -> None:
         """Load some shares of one state."""
         if not self._finished or not shares:

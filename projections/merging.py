@@ -50,7 +50,17 @@ def merge_shares(
     if num_bytes > MOST_REDUCED and isinstance(checkpoint, SharedCheckpoint):
         del states
         checkpoint.restore_all(accumulators)
-        return
+        ranks.barrier("reading the shares of all ranks")
+    else:
+        _merge_states(accumulators, states, ranks)
+    if isinstance(checkpoint, SharedCheckpoint):
+        checkpoint.save_all(accumulators, ranks)
+
+
+def _merge_states(
+    accumulators: Sequence[Accumulator], states: Sequence[Mapping[str, Tensor]], ranks: Ranks
+) -> None:
+    """Merge the states of all ranks through the network."""
     for accumulator, state in zip(accumulators, states, strict=True):
         if isinstance(accumulator, Summed):
             accumulator.load(_reduced(accumulator, state, ranks))

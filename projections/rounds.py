@@ -79,6 +79,10 @@ class SharedCheckpoint(Checkpoint, Protocol):
         """Load the shares of all ranks."""
         ...
 
+    def save_all(self, accumulators: Sequence[Accumulator], ranks: Ranks) -> None:
+        """Replace the shares by what they were merged to."""
+        ...
+
 
 def make_rounds(finished: int, num_shards: int, size: int) -> list[range]:
     """Return the shards of each round.

@@ -6,6 +6,8 @@ torchrun --nproc-per-node=3 tests/pass_ranks.py FOLDER [ROW VISITS]
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from projections import (
     Statistic,
     current_ranks,
     index_gradients,
+    merging,
     run_pass,
 )
 
@@ -87,6 +90,16 @@ def build(task: Classification, folder: Path) -> None:
     index_gradients(task, tables(), SJLT(num_dims=5, seed=0), path=folder / "s", settings=READING)
 
 
+@contextmanager
+def reading_shares_from_files() -> Iterator[None]:
+    """Let every state be too large for the network."""
+    before, merging.MOST_REDUCED = merging.MOST_REDUCED, 0
+    try:
+        yield
+    finally:
+        merging.MOST_REDUCED = before
+
+
 def everything(folder: Path) -> dict[str, np.ndarray]:
     """Return what passes, fits, scores and searches find; the store lies in the folder."""
     task, rows = make_language_task(), texts()
@@ -105,6 +118,9 @@ def everything(folder: Path) -> dict[str, np.ndarray]:
     top, bottom = fitted.top(task, texts(2), rows, k=3, settings=READING)
     found |= {"top": top.ids, "bottom": bottom.ids}
     table_task = make_task()
+    with reading_shares_from_files():
+        files = EKFAC(seed=0).fit(task, rows, settings=READING, path=folder / "files")
+    found["self, by files"] = files.self_influence(task, rows)["self_influence"].values
     resumed = EKFAC(seed=0).fit(table_task, tables(), settings=READING, path=folder / "fit")
     scores = resumed.scores(table_task, tables()[:2], tables(), settings=READING)
     found["resumed scores"] = scores["influence"].values

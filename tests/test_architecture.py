@@ -106,6 +106,7 @@ influence.eigenvalues       second pass of EK-FAC
 influence.queries           preconditioned gradients of queries
 influence.pairwise          scores of pairs, tops, self-influence
 influence.curvature         fitted curvature, and what it answers
+influence.plan              bytes and operations before anything runs
 influence.ekfac             EK-FAC and K-FAC
 influence.diagonal          the diagonal, and the identity
 influence.parameter_space   parameters as coordinates of vectors
@@ -138,7 +139,6 @@ influence.ridge_leave_one_out   ridge regression, in closed form
 influence.logistic_leave_one_out    logistic regression, by Newton's method
 influence.source            influence along a training run, by segments
 influence.implicit_differentiation  a query's loss by hyper-parameters
-influence.plan              bytes and operations before anything runs
 influence.eigen_index       the coordinates of most curvature
 influence.whitening         queries times an inverse curvature
 influence.row_gram          Gram matrices of kept coordinates

@@ -17,7 +17,7 @@ from gradsift.commands.retrieval import Retrieve
 from gradsift.commands.scoring import Score
 from gradsift.commands.stores import StoreCompact, StoreDelete, StoreMerge, StoreVerify
 
-__all__ = ["COMMANDS", "Command", "command_from_json"]
+__all__ = ["COMMANDS", "SHARED", "Command", "command_from_json"]
 
 COMMANDS: dict[str, type[Command]] = {
     "demo": Demo,
@@ -37,3 +37,6 @@ COMMANDS: dict[str, type[Command]] = {
     "store-merge": StoreMerge,
 }
 """The commands by name; a new one is a file here and a line in this table."""
+
+SHARED = (Index, Score)
+"""The commands whose work all ranks of a launcher share; rank 0 runs the others alone."""

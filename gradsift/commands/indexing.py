@@ -24,6 +24,7 @@ from projections import (
     Projector,
     StoreMismatchError,
     Task,
+    current_ranks,
     index_gradients,
     read_dataset,
     read_json,
@@ -76,6 +77,8 @@ class Index:
         data = read_dataset(self.data)
         task = load_task(self.source)
         store = self._sketch(task, data) if self.rows == "sketch" else self._curvature(task, data)
+        if not current_ranks().is_first:
+            return
         write_config(self, self.out / CONFIG)
         losses, norms = store.column("loss"), store.column("grad_norm")
         yield f"indexed {len(store):,} rows of {store.num_dims:,} numbers: {self.out}"

@@ -33,6 +33,7 @@ from projections import (
     StoreWriter,
     Task,
     WeightAlignment,
+    current_ranks,
     describe,
     fingerprint_model,
     read_dataset,
@@ -101,7 +102,10 @@ class Score:
         data = read_dataset(self.data)
         task = load_task(self.source)
         work = self.out.with_name(self.out.name + ".work")
-        store = self._compute(task, Rows(data), work)
+        self._compute(task, Rows(data), work)
+        if not current_ranks().is_first:
+            return
+        store = GradientStore.open(work / "scores")
         columns = {name: self._values(store, name) for name in self.method}
         provenance = {"score": as_json(self), "model": store.manifest["model"]}
         scores = Scores(store.ids, columns, provenance=provenance)
@@ -116,7 +120,7 @@ class Score:
             yield f"  {name:16} {summary(values)}"
         yield f"next: gradsift prune {self.out} --data {self.data} --keep 0.9 --out kept.jsonl"
 
-    def _compute(self, task: Task, rows: Rows, work: Path) -> GradientStore:
+    def _compute(self, task: Task, rows: Rows, work: Path) -> None:
         """Run the pass, or go on with one that was stopped."""
         columns = self._columns(task)
         settings = pass_settings(self.reading, task.model)
@@ -132,9 +136,10 @@ class Score:
             "settings": describe(replace(settings, batch_size=1, max_tokens=None)),
             "options": [self.num_dims, self.seed, self.damping],
         }
-        writer = StoreWriter(work / "scores", description, num_rows=len(rows))
+        writer = current_ranks().first_then_others(
+            lambda: StoreWriter(work / "scores", description, num_rows=len(rows)), "opening scores"
+        )
         run_pass(task, rows, columns, settings=settings, sink=writer, description="scores")
-        return GradientStore.open(work / "scores")
 
     def _columns(self, task: Task) -> list[Any]:
         """Return what the pass computes of each row."""
