@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from influence.inverse import FittedInverse
-from projections import PassSettings, Task, as_rows
+from projections import PassSettings, Ranks, Task, as_rows
 
 HyperLosses = Callable[[Any], Tensor]
 """From a batch of training data to one loss an example, which depends on hyper-parameters."""
@@ -74,7 +74,7 @@ def hypergradients(
     solved = inverse.solve(gradient[None]).vectors
     directions = [block[0] for block in matrix.space.split(solved)]
     totals = [torch.zeros_like(value) for value in hyper]
-    for _, batch in matrix.batches():
+    for _, batch in matrix.batches(Ranks()):
         with torch.enable_grad():
             slopes = torch.autograd.grad(
                 losses(batch).sum(), matrix.space.parameters, create_graph=True, allow_unused=True

@@ -25,9 +25,12 @@ from projections import (
     GradientNorm,
     NonFiniteError,
     PassSettings,
+    Ranks,
     Rows,
     Task,
     as_rows,
+    current_ranks,
+    is_sharded,
     pack,
     run_pass,
     to_device,
@@ -138,13 +141,15 @@ class Products:
             NonFiniteError: A product is NaN or infinite.
         """
         out = torch.zeros(vectors.shape, dtype=self.dtype, device=self.device)
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-            for ids, batch in track(self.batches(), "products", unit="batches"):
+        ranks = current_ranks()
+        with ranks.telling(), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            for ids, batch in track(self.batches(ranks), "products", unit="batches"):
                 multiply = self.linearize(self.task, batch, ids, self.space.parameters)
                 for vector, row in zip(vectors.to(out), out, strict=True):
                     directions = [block[0] for block in self.space.split(vector[None])]
                     found = self._filled(multiply(directions), directions)
                     row += self.space.join([block[None] for block in found])[0]
+            ranks.sum_(out, "products")
         if not torch.isfinite(out).all():
             raise NonFiniteError(
                 "the product of the curvature with every vector must be finite, and is not. A "
@@ -156,13 +161,14 @@ class Products:
     def mean_gradient(self) -> Float[Tensor, " d"]:
         """Return the gradient of the mean loss over the rows."""
         out = torch.zeros(self.num_dims, dtype=self.dtype, device=self.device)
-        for _, batch in self.batches():
+        ranks = current_ranks()
+        for _, batch in self.batches(ranks):
             with torch.enable_grad():
                 loss = self.task.losses(batch).sum()
                 grads = torch.autograd.grad(loss, self.space.parameters, allow_unused=True)
             filled = self._filled(grads, list(self.space.parameters))
             out += self.space.join([block[None] for block in filled])[0]
-        return out / self.num_rows
+        return ranks.sum_(out, "mean gradient") / self.num_rows
 
     def reading(self, settings: PassSettings | None) -> PassSettings:
         """Return the layers of this matrix, batched as asked for."""
@@ -174,10 +180,15 @@ class Products:
         pairs = zip(found, like, strict=True)
         return [torch.zeros_like(zero) if f is None else f.detach() for f, zero in pairs]
 
-    def batches(self) -> Iterator[tuple[np.ndarray, Any]]:
-        """Yield the ids and the batch of a few rows, which hold nothing of each other."""
-        for first in range(0, len(self.positions), self.settings.shard_size):
-            shard = self.positions[first : first + self.settings.shard_size]
+    def batches(self, ranks: Ranks) -> Iterator[tuple[np.ndarray, Any]]:
+        """Yield the ids and the batch of a few rows, which hold nothing of each other.
+
+        Args:
+            ranks: Only the shards of this rank are walked.
+        """
+        size = self.settings.shard_size
+        for first in range(ranks.rank * size, len(self.positions), ranks.size * size):
+            shard = self.positions[first : first + size]
             ids = self.rows.ids[np.asarray(shard)]
             examples = self.task.encode(self.rows.fetch(shard))
             for group in pack([self.task.size(example) for example in examples], self.settings):
@@ -193,7 +204,13 @@ def products(
     Raises:
         NonDeterministicError: Losses depend on chance or on the batch.
         UnsupportedLayerError: A trainable layer has no rule.
+        ValueError: The model is spread over ranks.
     """
+    if is_sharded(task.model):
+        raise ValueError(
+            "solvers must have the whole model on each rank, since they differentiate twice. This "
+            "one is fully sharded. Use EKFAC, or a model in one piece."
+        )
     rows, reading = as_rows(data), settings or PassSettings()
     space = parameter_space(task, reading)
     few = Rows(rows.fetch(range(min(2, len(rows)))), by_position=True)

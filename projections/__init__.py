@@ -86,6 +86,7 @@ from projections.rerank import Reranked
 from projections.scores import Scores, read_parquet
 from projections.search import SearchIndex
 from projections.selected import Selected
+from projections.sharded import is_sharded
 from projections.sides import GivenSide, RandomSide, Side
 from projections.sjlt import SJLT
 from projections.srht import SRHT
@@ -233,6 +234,7 @@ __all__ = [
     "flatten_batches",
     "head_slots",
     "index_gradients",
+    "is_sharded",
     "keyed_words",
     "less_direction",
     "merge_stores",

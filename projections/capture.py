@@ -36,6 +36,7 @@ from projections.per_example import (
     merge_terms,
 )
 from projections.replay import first_tensor, floating_tensors
+from projections.sharded import is_sharded, mean_gradients, put_away
 
 Observer = Callable[[Gradient], None]
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
@@ -111,6 +112,7 @@ class Capture:
     @contextmanager
     def hooks(self) -> Iterator[None]:
         """Freeze the parameters and hook the layers; restore all of it at the end."""
+        put_away(self.model)
         frozen = [p for p in self.model.parameters() if p.requires_grad]
         handles = []
         try:
@@ -123,6 +125,7 @@ class Capture:
         finally:
             for handle in handles:
                 handle.remove()
+            put_away(self.model)
             for parameter in frozen:
                 parameter.requires_grad_(True)
 
@@ -412,13 +415,17 @@ def _autograd_norms(
     model: nn.Module, layout: Layout, run: Callable[[], Tensor]
 ) -> dict[str, Tensor]:
     """Return the norm of each component's gradient; nothing if the loss has no graph."""
+    put_away(model)
     parameters = dict(model.named_parameters())
     parts = [(c.name, parameters[p.name]) for c in layout.components.values() for p in c.parameters]
     with torch.enable_grad():
         loss = run().sum()
         if not loss.requires_grad:
             return {}
-        grads = torch.autograd.grad(loss, [p for _, p in parts], allow_unused=True)
+        if is_sharded(model):
+            grads = mean_gradients([p for _, p in parts], loss)
+        else:
+            grads = torch.autograd.grad(loss, [p for _, p in parts], allow_unused=True)
     squares = dict.fromkeys(layout.components, torch.zeros((), device=loss.device))
     for (name, _), grad in zip(parts, grads, strict=True):
         if grad is not None:

@@ -11,6 +11,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from projections.sharded import own_part, put_away, whole
+
 CHUNK = 1 << 22  # bytes read at a time
 _known: WeakKeyDictionary[nn.Module, tuple[Any, str]] = WeakKeyDictionary()
 
@@ -18,8 +20,10 @@ _known: WeakKeyDictionary[nn.Module, tuple[Any, str]] = WeakKeyDictionary()
 def fingerprint_model(model: nn.Module) -> str:
     """Return 16 hexadecimal digits that change with any parameter or buffer of the model.
 
-    Computed again when a tensor was replaced or written to since the last time.
+    Computed again when a tensor was replaced or written to since the last time. A model that
+    is spread over ranks has that of the same model in one piece.
     """
+    put_away(model)
     state = dict(sorted(model.state_dict().items()))
     seen = _versions(state)
     known = _known.get(model)
@@ -28,7 +32,8 @@ def fingerprint_model(model: nn.Module) -> str:
     digest = sha256()
     for name, tensor in state.items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        content = whole(tensor.detach()).cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(memoryview(content.numpy()))
     found = digest.hexdigest()[:16]
     _known[model] = (seen, found)
     return found
@@ -41,9 +46,10 @@ def _versions(state: Mapping[str, Tensor]) -> Any:
     """
     if any(tensor.is_inference() for tensor in state.values()):
         return None
-    full = [tensor.detach().flatten() for tensor in state.values() if tensor.numel()]
+    own = {name: own_part(tensor) for name, tensor in state.items()}
+    full = [tensor.detach().flatten() for tensor in own.values() if tensor.numel()]
     ends = [end.double() for flat in full for end in (flat[0], flat[-1])]
-    counted = [(name, tensor.data_ptr(), tensor._version) for name, tensor in state.items()]
+    counted = [(name, own[name].data_ptr(), tensor._version) for name, tensor in state.items()]
     return counted, torch.stack(ends).tolist() if ends else []
 
 

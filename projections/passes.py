@@ -10,6 +10,7 @@ Under a launcher each rank takes its share of the shards, and all of them return
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from projections.layout import Layout, find_components
 from projections.merging import begin_share, merge_shares
 from projections.per_example import Gradient
 from projections.progress import track
-from projections.ranks import Ranks, current_ranks
+from projections.ranks import Ranks, current_ranks, num_processes
 from projections.rounds import (
     Checkpoint,
     Sink,
@@ -46,6 +47,7 @@ from projections.rounds import (
     save_round,
     write_round,
 )
+from projections.sharded import is_sharded
 from projections.task import Task, to_device
 from projections.tracing import trace
 
@@ -250,6 +252,11 @@ class _Walk:
     def __post_init__(self) -> None:
         """Check the model before any data is read."""
         check_evaluation_mode(self.task.model)
+        if is_sharded(self.task.model) and self.ranks.size < num_processes():
+            raise ValueError(
+                "a model that is fully sharded must be run by all ranks together, since each has a "
+                "part of it. This pass is of one rank. Leave `with alone():`."
+            )
         self.layout: Layout | None = None
         if self.accumulators or any(column.needs_gradients for column in self.columns):
             self.layout = find_components(
@@ -282,7 +289,7 @@ class _Walk:
         tables = []
         for turn in remaining:
             shard = own_shard(turn, ranks)
-            table = None if shard is None else self.shard(shards[shard])
+            table = self.shard(() if shard is None else shards[shard])
             if sink is None:
                 tables.append(table)
             else:
@@ -303,13 +310,23 @@ class _Walk:
             "finished shards": finished,
         }
 
-    def shard(self, positions: Sequence[int]) -> Table:
-        """Compute the columns of one shard."""
-        examples = self.task.encode(self.rows.fetch(positions))
+    def shard(self, positions: Sequence[int]) -> Table | None:
+        """Compute the columns of one shard; of no rows, run along with the other ranks."""
+        examples = self.task.encode(self.rows.fetch(positions)) if positions else []
+        groups = list(pack([self.task.size(example) for example in examples], self.settings))
+        counts = self.ranks.gather(len(groups), "batches of a round") if self._in_step else [0]
+        table = self._compute(positions, examples, groups) if positions else None
+        for _ in range(len(groups), max(counts)):
+            self._run_along()
+        return table
+
+    def _compute(
+        self, positions: Sequence[int], examples: list[Any], groups: Sequence[list[int]]
+    ) -> Table:
+        """Compute the columns of some rows, batch by batch."""
         ids = self.rows.ids[np.asarray(positions)]
         results: dict[str, Tensor] = {}
-        losses = torch.empty(0)
-        for group in pack([self.task.size(example) for example in examples], self.settings):
+        for group in groups:
             batch = to_device(self.task.collate([examples[p] for p in group]), self.task.device)
             record = self._run(batch, ids[group], self.columns, self.accumulators, self.labels)
             index = torch.tensor(group, device=self.task.device)
@@ -324,6 +341,17 @@ class _Walk:
         for name, value in columns.items():
             check_finite(name, value, ids)
         return Table(ids, columns)
+
+    @cached_property
+    def _in_step(self) -> bool:
+        """Whether all ranks must run the model equally often."""
+        return self.ranks.size > 1 and is_sharded(self.task.model)
+
+    def _run_along(self) -> None:
+        """Run the model on the first row, for the sake of the other ranks alone."""
+        examples = self.task.encode(self.rows.fetch([0]))
+        batch = to_device(self.task.collate(examples), self.task.device)
+        self._run(batch, self.rows.ids[:1], [], [], self.labels)
 
     def preflight(self) -> None:
         """Compare two examples in one batch with each of them alone, once for each task.

@@ -232,11 +232,15 @@ def is_launched(environment: Mapping[str, str]) -> bool:
     return all(environment.get(name) for name in NEEDED) and int(environment["WORLD_SIZE"]) > 1
 
 
+def num_processes() -> int:
+    """Return the number of processes that have joined, `alone` or not."""
+    together = distributed.is_available() and distributed.is_initialized()
+    return distributed.get_world_size() if together else 1
+
+
 def suffix_of_rank() -> str:
     """Return what keeps apart the unfinished files of ranks that write the same."""
-    if not distributed.is_available() or not distributed.is_initialized():
-        return ""
-    rank = distributed.get_rank()
+    rank = distributed.get_rank() if num_processes() > 1 else 0
     return f".{rank}" if rank else ""
 
 

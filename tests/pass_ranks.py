@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from influence import EKFAC, KFAC, Diagonal, build_index
+from influence import EKFAC, KFAC, ConjugateGradients, Diagonal, GaussNewton, Inverse, build_index
 from influence.eigen_index import RowGram
 from projections import (
     SJLT,
@@ -128,6 +128,12 @@ def everything(folder: Path) -> dict[str, np.ndarray]:
         fitted = curvature.fit(table_task, tables(), settings=READING)
         scores = fitted.scores(table_task, tables()[:2], tables(), settings=READING)
         found[f"{type(curvature).__name__} scores"] = scores["influence"].values
+    matrix = GaussNewton(fisher="empirical", seed=0)
+    solved = Inverse(matrix=matrix, solver=ConjugateGradients(tolerance=1e-10), damping=1.0).fit(
+        table_task, tables(), settings=READING
+    )
+    scores = solved.scores(table_task, tables()[:2], tables(), settings=READING)
+    found["solved scores"] = scores["influence"].values
     for gram in ("exact", "empirical"):
         path = folder / f"index {gram}"
         index = build_index(

@@ -13,6 +13,7 @@ projections.progress        the one funnel of progress
 projections.life_signs      which ranks of a run are alive
 projections.ranks           several processes as one run
 projections.files           files that are whole or not there
+projections.sharded         models spread over ranks
 projections.fingerprint     do two artefacts belong together?
 projections.philox          random bits from a key and a counter
 projections.per_example     per-example gradients, kept in factors
