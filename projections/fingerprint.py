@@ -32,8 +32,8 @@ def fingerprint_model(model: nn.Module) -> str:
     digest = sha256()
     for name, tensor in state.items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        content = whole(tensor.detach()).cpu().contiguous().reshape(-1).view(torch.uint8)
-        digest.update(memoryview(content.numpy()))
+        content: Any = whole(tensor.detach()).cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(content.numpy())
     found = digest.hexdigest()[:16]
     _known[model] = (seen, found)
     return found
