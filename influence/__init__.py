@@ -55,7 +55,9 @@ from influence.influence_index import InfluenceIndex, build_index
 from influence.inverse import FittedInverse, Inverse
 from influence.kfac_math import LayerCurvature, Rotation
 from influence.label_signed import FittedLabelSigned, LabelSigned
+from influence.layer_shapes import LayerShape, ModelShape, shape_of_language_model
 from influence.lds import (
+    LDS,
     error_over_subsets,
     lds_ceiling,
     linear_datamodeling_score,
@@ -70,7 +72,7 @@ from influence.mfac import MFAC, FittedMFAC, FittedMFACRows, MFACRows
 from influence.neumann import Neumann
 from influence.nystroem import Nystroem
 from influence.pairwise import SelfInfluence
-from influence.plan import Plan, make_plan
+from influence.plan import Plan, Stage, make_plan, plan_shapes, show_bytes
 from influence.preconditioners import CurvaturePreconditioner, NoPreconditioner, Preconditioner
 from influence.products import Matrix, MeanMatrix, Products, SymmetricMatrix
 from influence.recipe import Losses, Recipe, classification_losses, language_losses
@@ -94,6 +96,7 @@ from influence.tracin_last_layer import FittedLastLayerTracIn, LastLayerTracIn
 from influence.trak import TRAK
 from influence.trak_ensemble import FittedTRAKEnsemble, TRAKEnsemble
 from influence.woodbury import DualInverse, GradientWindow
+from influence.work import Product, Work, formed_gradients, forward_and_backward
 
 __all__ = [
     "ASTRA",
@@ -155,6 +158,7 @@ __all__ = [
     "LabelSigned",
     "LastLayerTracIn",
     "LayerCurvature",
+    "LayerShape",
     "LiSSA",
     "LogisticLeaveOneOut",
     "Losses",
@@ -164,6 +168,7 @@ __all__ = [
     "Metagradients",
     "Metric",
     "ModelCheckpoint",
+    "ModelShape",
     "Neumann",
     "NoPreconditioner",
     "Nystroem",
@@ -172,6 +177,7 @@ __all__ = [
     "Plan",
     "Preconditioner",
     "PreparedSolver",
+    "Product",
     "Products",
     "Recipe",
     "RelatIF",
@@ -184,10 +190,12 @@ __all__ = [
     "Solution",
     "Solver",
     "SourceQuestions",
+    "Stage",
     "SymmetricMatrix",
     "TRAKEnsemble",
     "TracIn",
     "Trainer",
+    "Work",
     "beginnings",
     "build_index",
     "choose_components",
@@ -198,6 +206,8 @@ __all__ = [
     "component_products",
     "copy_state",
     "error_over_subsets",
+    "formed_gradients",
+    "forward_and_backward",
     "hypergradients",
     "language_losses",
     "lds_ceiling",
@@ -208,6 +218,7 @@ __all__ = [
     "make_plan",
     "mislabel_detection",
     "noise_floor",
+    "plan_shapes",
     "quantile_drop",
     "random_subsets",
     "recall_of_members",
@@ -218,7 +229,9 @@ __all__ = [
     "search_backward",
     "search_beam",
     "search_forward",
+    "shape_of_language_model",
     "shortcut_detection",
+    "show_bytes",
     "source_questions",
     "split_queries",
     "subset_detection",

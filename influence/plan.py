@@ -3,59 +3,28 @@
 Letters: ``t`` positions, ``i`` inputs of a layer (with a trailing one for its bias), ``o``
 outputs, ``q`` queries.
 
-Everything is counted from shapes: one forward of one example finds the positions of each
-layer, and the lengths of a sample of rows scale them. Not counted: attention scores, norms
-and the loss, and memory inside the model's own forward.
+Everything is counted from shapes. Not counted: memory inside the model's own forward, and
+what the shapes do not hold; those that are read off a task have no attention scores.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from influence.kfac_math import BAND, block_sizes, choose_way
-from influence.linear_layers import linear_uses
-from projections import (
-    Capture,
-    PassSettings,
-    Rows,
-    Task,
-    as_rows,
-    check_at_least,
-    find_components,
-    to_device,
+from influence.layer_shapes import LayerShape, ModelShape, measure_layers
+from influence.work import (
+    FLOAT,
+    Product,
+    Work,
+    formed_gradients,
+    forward_and_backward,
+    matrix_products,
 )
+from projections import PassSettings, Task, as_rows, check_at_least
 
-FLOAT = 4  # bytes of a number
-NUM_SAMPLED_ROWS = 64
+BATCH = 8  # examples that run together, where nobody says
 UNITS = {"KB": 1 << 10, "MB": 1 << 20, "GB": 1 << 30, "TB": 1 << 40}
-
-
-@dataclass(frozen=True)
-class LayerShape:
-    """One linear map, as a plan sees it.
-
-    Args:
-        component: Name of the component it belongs to.
-        name: Its own name.
-        positions: Mean number ``t`` of positions of an example.
-        num_in: Number ``i`` of inputs.
-        num_out: Number ``o`` of outputs.
-        shares_input: Whether another map before it reads the same tensor.
-    """
-
-    component: str
-    name: str
-    positions: float
-    num_in: int
-    num_out: int
-    shares_input: bool
-
-    @property
-    def size(self) -> int:
-        """Number of entries of its gradient."""
-        return self.num_in * self.num_out
 
 
 @dataclass(frozen=True)
@@ -64,13 +33,18 @@ class Stage:
 
     Args:
         name: What it does.
-        operations: Multiply-adds over all examples.
+        work: What it computes, over all examples.
         num_bytes: Bytes held at the same time, in the largest partition.
     """
 
     name: str
-    operations: float
+    work: Work
     num_bytes: int
+
+    @property
+    def operations(self) -> float:
+        """Multiply-adds over all examples."""
+        return self.work.operations
 
 
 @dataclass(frozen=True)
@@ -131,48 +105,42 @@ def make_plan(
     Raises:
         ValueError: One layer alone does not fit the memory.
     """
-    rows, budget = as_rows(data), read_bytes(memory)
-    layers = measure_layers(task, rows, settings or PassSettings())
-    partitions = tuple(_partition(layers, budget, max_factor))
-    query_bytes = FLOAT * sum(layer.size for layer in layers)
-    queries = max(1, min(num_queries, budget // query_bytes))
-    count, passes = len(rows), -(-num_queries // queries)
-    return Plan(
-        count,
-        budget,
-        partitions,
-        queries,
-        tuple(_stages(layers, count, partitions, passes, queries, num_queries, max_factor)),
-        tuple(layers),
+    rows, settings = as_rows(data), settings or PassSettings()
+    shape = ModelShape(tuple(measure_layers(task, rows, settings)))
+    return plan_shapes(
+        shape, len(rows), memory=memory, num_queries=num_queries, max_factor=max_factor
     )
 
 
-def measure_layers(task: Task, rows: Rows, settings: PassSettings) -> list[LayerShape]:
-    """Return the linear maps of a model, with their mean positions on this data."""
-    layout = find_components(task.model, settings.layers, kinds=("linear",), heads=settings.heads)
-    spread = np.linspace(0, len(rows) - 1, min(len(rows), NUM_SAMPLED_ROWS)).astype(int)
-    examples = task.encode(rows.fetch(spread.tolist()))
-    sizes = [task.size(example) for example in examples]
-    capture = Capture(task.model, layout)
-    batch = to_device(task.collate(examples[:1]), task.device)
-    uses: list[Any] = []
-    with capture.hooks():
-        losses = capture.forward(lambda: task.losses(batch), 1)
-        capture.backward(losses, lambda g: uses.extend((g, use) for use in linear_uses(g)))
-    layers, keys = [], set()
-    for gradient, use in uses:
-        _, positions, num_in = use.inputs.shape
-        grows = sizes[0] > 1 and positions % sizes[0] == 0
-        scale = float(np.mean(sizes)) / sizes[0] if grows else 1.0
-        shares = use.input_key is not None and use.input_key in keys
-        keys.add(use.input_key)
-        num_out = use.output_grads.shape[2]
-        layers.append(
-            LayerShape(
-                gradient.component.name, use.name, positions * scale, num_in, num_out, shares
-            )
-        )
-    return layers
+def plan_shapes(
+    model: ModelShape,
+    num_examples: int,
+    *,
+    memory: int | str,
+    num_queries: int = 1,
+    max_factor: int | None = None,
+    batch: int = BATCH,
+) -> Plan:
+    """Plan an EK-FAC fit and the scores of some queries from shapes alone.
+
+    Args:
+        model: Shapes of the model, as from `shape_of_language_model`.
+        num_examples: Number of training examples.
+        memory: Bytes for factors and query gradients, such as ``"8GB"``.
+        num_queries: Number of queries that will be scored.
+        max_factor: Widest diagonal block of a covariance.
+        batch: Examples that run together.
+
+    Raises:
+        ValueError: One layer alone does not fit the memory.
+    """
+    budget = read_bytes(memory)
+    partitions = tuple(_partition(model.layers, budget, max_factor))
+    query_bytes = FLOAT * sum(layer.size for layer in model.layers)
+    queries = max(1, min(num_queries, budget // query_bytes))
+    counts = Counts(num_examples, num_queries, queries, batch, max_factor)
+    stages = tuple(_stages(model, partitions, counts))
+    return Plan(num_examples, budget, partitions, queries, stages, model.layers)
 
 
 def read_bytes(memory: int | str) -> int:
@@ -198,7 +166,7 @@ def read_bytes(memory: int | str) -> int:
 def show_bytes(count: float) -> str:
     """Return a number of bytes for people to read."""
     for unit, size in reversed(UNITS.items()):
-        if count >= size:
+        if count >= 0.9995 * size:  # 1 MB, not 1e+03 KB
             return f"{count / size:.3g} {unit}"
     return f"{count:.0f} B"
 
@@ -238,43 +206,102 @@ def _partition(
     yield tuple(names)
 
 
+@dataclass(frozen=True)
+class Counts:
+    """Numbers that stages share.
+
+    Args:
+        examples: Training examples.
+        num_queries: Queries in all.
+        queries: Queries that share a pass.
+        batch: Examples that run together.
+        max_factor: Widest diagonal block of a covariance.
+    """
+
+    examples: int
+    num_queries: int
+    queries: int
+    batch: int
+    max_factor: int | None
+
+    @property
+    def passes(self) -> int:
+        """Passes over the training examples that score all queries."""
+        return -(-self.num_queries // self.queries)
+
+
 def _stages(
-    layers: Sequence[LayerShape],
-    count: int,
-    partitions: Sequence[Sequence[str]],
-    passes: int,
-    queries: int,
-    num_queries: int,
-    max_factor: int | None,
+    model: ModelShape, partitions: Sequence[Sequence[str]], counts: Counts
 ) -> Iterator[Stage]:
     """Yield what each stage takes."""
-    model = sum(2 * layer.positions * layer.size for layer in layers) * count
-    covariances = eigen = rotations = asked = scores = 0.0
-    for layer in layers:
-        inputs = 0 if layer.shares_input else _bands(layer.num_in, max_factor)
-        covariances += layer.positions * (_bands(layer.num_out, max_factor) + inputs)
-        eigen += sum(
-            9 * width**3
-            for size in (layer.num_out, *([] if layer.shares_input else [layer.num_in]))
-            for width in block_sizes(size, max_factor)
-        )
-        left, right = (CountedRotation(size, max_factor) for size in (layer.num_out, layer.num_in))
-        way = choose_way(max(1, round(layer.positions)), left, right).operations
-        rotations += way
-        back = layer.num_in * left.num_operations + layer.num_out * right.num_operations
-        asked += 2 * layer.positions * layer.size + way + back
-        scores += (layer.positions + queries) * layer.size
+    layers = model.layers
     held = max(
-        sum(factor_bytes(layer, max_factor) for layer in layers if layer.component in part)
+        sum(factor_bytes(layer, counts.max_factor) for layer in layers if layer.component in part)
         for part in partitions
     )
-    query = FLOAT * queries * sum(layer.size for layer in layers)
-    forward = model * len(partitions)
-    yield Stage("covariances", forward + covariances * count, held)
-    yield Stage("eigendecompositions", eigen, held)
-    yield Stage("corrected eigenvalues", forward + rotations * count, held)
-    yield Stage("query gradients", asked * num_queries, query)
-    yield Stage(f"scores, {num_queries} queries", (model + scores * count) * passes, query)
+    query = FLOAT * counts.queries * sum(layer.size for layer in layers)
+    walk = forward_and_backward(model, batch=counts.batch, weights=False)
+    walks = walk.times(counts.examples * len(partitions))
+    covariances = _total(_covariance(layer, counts) for layer in layers)
+    rotated = _total(_rotated(layer, counts) for layer in layers)
+    widths = tuple(width for layer in layers for width in _decomposed(layer, counts.max_factor))
+    asked = walk + rotated + _total(_rotated_back(layer, counts) for layer in layers)
+    met = walk + formed_gradients(layers) + _total(_met(layer, counts) for layer in layers)
+    yield Stage("covariances", walks + covariances.times(counts.examples), held)
+    yield Stage("eigendecompositions", Work(decompositions=widths), held)
+    yield Stage("corrected eigenvalues", walks + rotated.times(counts.examples), held)
+    yield Stage("query gradients", asked.times(counts.num_queries), query)
+    name = f"scores, {counts.num_queries} queries"
+    yield Stage(name, met.times(counts.examples * counts.passes), query)
+
+
+def _total(works: Iterable[Work]) -> Work:
+    """Return all of them."""
+    return sum(works, Work())
+
+
+def _covariance(layer: LayerShape, counts: Counts) -> Work:
+    """Return the upper triangles of the covariances of one example."""
+    rows = max(1, round(layer.positions * counts.batch))
+    sides = (layer.num_out, *([] if layer.shares_input else [layer.num_in]))
+    return _total(
+        Work((Product(min(size, BAND), rows, size, layer.positions * _bands(size, most)),))
+        for size, most in ((size, counts.max_factor) for size in sides)
+    )
+
+
+def _decomposed(layer: LayerShape, max_factor: int | None) -> list[int]:
+    """Return the widths of the matrices that are decomposed."""
+    sides = (layer.num_out, *([] if layer.shares_input else [layer.num_in]))
+    return [width for size in sides for width in block_sizes(size, max_factor)]
+
+
+def _rotated(layer: LayerShape, counts: Counts) -> Work:
+    """Return one example's gradient in the eigenbasis, and its square."""
+    sizes = (layer.num_out, layer.num_in)
+    left, right = (CountedRotation(size, counts.max_factor) for size in sizes)
+    positions = max(1, round(layer.positions))
+    operations = choose_way(positions, left, right).operations
+    rows = positions * counts.batch
+    widest = max(sizes)
+    shapes = [(rows, widest, widest), (layer.num_out, positions, layer.num_in)]
+    return matrix_products(shapes, operations) + Work(moved=3 * FLOAT * layer.size)
+
+
+def _rotated_back(layer: LayerShape, counts: Counts) -> Work:
+    """Return one preconditioned gradient, rotated back."""
+    sizes = (layer.num_out, layer.num_in)
+    left, right = (CountedRotation(size, counts.max_factor) for size in sizes)
+    operations = layer.num_in * left.num_operations + layer.num_out * right.num_operations
+    shape = (max(sizes), max(sizes), min(sizes))
+    return matrix_products([shape], operations) + Work(moved=6 * FLOAT * layer.size)
+
+
+def _met(layer: LayerShape, counts: Counts) -> Work:
+    """Return the inner products of one formed gradient with all queries of a pass."""
+    read = FLOAT * counts.queries * layer.size / counts.batch  # queries, once a batch
+    shape = (counts.batch, layer.size, counts.queries)
+    return matrix_products([shape], counts.queries * layer.size) + Work(moved=read)
 
 
 def _bands(size: int, max_factor: int | None) -> float:

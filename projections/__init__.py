@@ -23,6 +23,7 @@ from projections.checks import (
     check_between,
     check_not_empty,
     check_one_of,
+    matches,
     require,
 )
 from projections.columns import GradientNorm, Sketch, Statistic
@@ -237,6 +238,7 @@ __all__ = [
     "is_sharded",
     "keyed_words",
     "less_direction",
+    "matches",
     "merge_stores",
     "normal_entries",
     "ordered_map",

@@ -140,6 +140,9 @@ influence.ridge_leave_one_out   ridge regression, in closed form
 influence.logistic_leave_one_out    logistic regression, by Newton's method
 influence.source            influence along a training run, by segments
 influence.implicit_differentiation  a query's loss by hyper-parameters
+influence.layer_shapes      linear maps as shapes
+influence.work              what stages compute, by shape
+influence.plan              bytes and operations before anything runs
 influence.eigen_index       the coordinates of most curvature
 influence.whitening         queries times an inverse curvature
 influence.row_gram          Gram matrices of kept coordinates
@@ -278,6 +281,7 @@ gradsift.demo               the three jobs, a page and a summary
 gradsift.report             a page about scores or a store
 gradsift.terminal           the demo's tables on a terminal
 gradsift.models             models and tasks from a folder
+gradsift.machines           how fast a machine computes what plans count
 gradsift.projecting         projections by name, and Adam's state from a file
 gradsift.commands.options   what commands share
 gradsift.commands.indexing  gradsift index
@@ -292,6 +296,7 @@ gradsift.commands.gio       gradsift gio
 gradsift.commands.covering  gradsift cover
 gradsift.commands.deduplication gradsift dedup
 gradsift.commands.dsir      gradsift dsir
+gradsift.commands.planning  gradsift plan
 gradsift.commands.pages     gradsift demo and report
 gradsift.commands           the table of commands
 gradsift.cli                the command line

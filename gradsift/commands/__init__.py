@@ -12,6 +12,7 @@ from gradsift.commands.gio import Gio
 from gradsift.commands.indexing import Index
 from gradsift.commands.options import Command, command_from_json
 from gradsift.commands.pages import Demo, Report
+from gradsift.commands.planning import Plan
 from gradsift.commands.pruning import Prune
 from gradsift.commands.retrieval import Retrieve
 from gradsift.commands.scoring import Score
@@ -30,6 +31,7 @@ COMMANDS: dict[str, type[Command]] = {
     "cover": Cover,
     "dedup": Dedup,
     "dsir": Dsir,
+    "plan": Plan,
     "report": Report,
     "store-verify": StoreVerify,
     "store-delete": StoreDelete,

@@ -1,0 +1,151 @@
+"""A plan beside what then happens: seconds of each stage, predicted and measured.
+
+    python benchmarks/plan_accuracy.py --threads 2
+
+Rates are measured at the shapes of the plan, then each stage runs. Nothing else may run on
+the machine meanwhile.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from measuring import options, parse, publish, table
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from gradsift.machines import MeasuredMachine, seconds_of
+from influence import (
+    EKFAC,
+    Work,
+    formed_gradients,
+    forward_and_backward,
+    plan_shapes,
+    shape_of_language_model,
+)
+from projections import SJLT, CausalLM, PassSettings, index_gradients
+
+LAYERS = ("*_proj",)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One model and one amount of data."""
+
+    hidden: int
+    intermediate: int
+    num_layers: int
+    num_train: int
+    vocabulary: int = 4096
+    length: int = 128
+    num_queries: int = 16
+    batch_size: int = 8
+
+
+FULL = (
+    Setting(256, 1024, 4, 128),
+    Setting(512, 1408, 2, 64, length=256, vocabulary=8192),
+)
+QUICK = (Setting(32, 64, 2, 16, vocabulary=64, length=16, num_queries=4),)
+
+
+def configuration(setting: Setting) -> LlamaConfig:
+    return LlamaConfig(
+        hidden_size=setting.hidden,
+        intermediate_size=setting.intermediate,
+        num_hidden_layers=setting.num_layers,
+        num_attention_heads=max(2, setting.hidden // 64),
+        vocab_size=setting.vocabulary,
+        max_position_embeddings=setting.length,
+    )
+
+
+def predicted(setting: Setting) -> dict[str, float]:
+    """Return the planned seconds of each stage."""
+    machine = MeasuredMachine(torch.device("cpu"))
+    config, batch = configuration(setting), setting.batch_size
+    shape = shape_of_language_model(config, num_tokens=setting.length, layers=LAYERS)
+    plan = plan_shapes(
+        shape,
+        setting.num_train,
+        memory="8GB",
+        num_queries=setting.num_queries,
+        batch=batch,
+    )
+    step = forward_and_backward(shape, batch=batch, weights=True)
+    entries = float(sum(layer.size for layer in shape.layers))
+    sketch = forward_and_backward(shape, batch=batch, weights=False)
+    sketch = sketch + formed_gradients(shape.layers) + Work(scattered=entries)
+    times = {stage.name: seconds_of(stage.work, machine) for stage in plan.stages}
+    *fit, asked, met = times.values()
+    return {
+        "training step": seconds_of(step.times(setting.num_train), machine),
+        "index of sketches": seconds_of(sketch.times(setting.num_train), machine),
+        "fit": sum(fit),
+        "scores": asked + met,
+    }
+
+
+def measured(setting: Setting) -> dict[str, float]:
+    """Return the seconds of each stage as it runs."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(configuration(setting)).eval()
+    generator = np.random.default_rng(0)
+    tokens = generator.integers(3, setting.vocabulary, (setting.num_train, setting.length))
+    rows = [{"input_ids": row} for row in tokens.tolist()]
+    queries, task = rows[: setting.num_queries], CausalLM(model)
+    settings = PassSettings(batch_size=setting.batch_size, layers=LAYERS)
+    training_step(model, tokens[: setting.batch_size], setting.batch_size)
+
+    def sketch() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            projector = SJLT(num_dims=4096, seed=0)
+            index_gradients(task, rows, projector, path=Path(folder) / "s", settings=settings)
+
+    sketch()  # checks and maps are made once a process
+    seconds = {
+        "training step": timed(lambda: training_step(model, tokens, setting.batch_size)),
+        "index of sketches": timed(sketch),
+    }
+    start = time.perf_counter()
+    fitted = EKFAC(seed=0, fisher="empirical").fit(task, rows, settings=settings)
+    seconds["fit"] = time.perf_counter() - start
+    seconds["scores"] = timed(lambda: fitted.scores(task, queries, rows))
+    return seconds
+
+
+def training_step(model: LlamaForCausalLM, tokens: np.ndarray, batch_size: int) -> None:
+    """Run forward and backward over all rows, weight gradients included."""
+    for batch in torch.from_numpy(tokens).split(batch_size):
+        model(input_ids=batch, labels=batch, use_cache=False).loss.backward()
+        model.zero_grad()
+
+
+def timed(run: Callable[[], object]) -> float:
+    """Return the seconds of a run."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Print the table."""
+    chosen = parse(options(__doc__))
+    rows, worst = [], 0.0
+    for setting in QUICK if chosen.quick else FULL:
+        plan, real = predicted(setting), measured(setting)
+        name = f"hidden {setting.hidden}, {setting.num_layers} layers, {setting.length} tokens"
+        for stage, seconds in real.items():
+            ratio = plan[stage] / seconds
+            worst = max(worst, abs(ratio - 1))
+            rows.append([name, stage, f"{plan[stage]:.2f}", f"{seconds:.2f}", f"{ratio:.2f}"])
+    head = ["model", "stage", "planned seconds", "measured", "planned / measured"]
+    note = f"Furthest from 1: {worst:.0%}. Rates were measured at the shapes of the plan."
+    publish("Plans and what then happens", [table(head, rows), note], chosen.out)
+
+
+if __name__ == "__main__":
+    main()
