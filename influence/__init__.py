@@ -57,7 +57,6 @@ from influence.kfac_math import LayerCurvature, Rotation
 from influence.label_signed import FittedLabelSigned, LabelSigned
 from influence.layer_shapes import LayerShape, ModelShape, shape_of_language_model
 from influence.lds import (
-    LDS,
     error_over_subsets,
     lds_ceiling,
     linear_datamodeling_score,

@@ -28,13 +28,13 @@ CONFIG = LlamaConfig(
     num_key_value_heads=1,
     vocab_size=50,
     max_position_embeddings=32,
-    attn_implementation="eager",
 )
 
 
 def test_a_training_step_computes_what_pytorch_counts() -> None:
     torch.manual_seed(0)
     model = LlamaForCausalLM(CONFIG)
+    model.set_attn_implementation("eager")
     tokens = torch.randint(0, 50, (3, 16))
     with FlopCounterMode(display=False) as counter:
         model(input_ids=tokens, labels=tokens, use_cache=False).loss.backward()

@@ -22,6 +22,7 @@ from influence import (
     shape_of_language_model,
     show_bytes,
 )
+from influence import Plan as FitPlan
 from projections import DataError, check_at_least, write_json
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
@@ -99,13 +100,15 @@ class Plan:
         config = load_config(self.model)
         shape = shape_of_language_model(config, num_tokens=self.num_tokens, layers=self.layers)
         machine = find_machine(self.machine, getattr(torch, self.dtype))
-        weights = shape.num_parameters * BYTES[self.dtype]
-        stages = self.timed(shape, machine, weights)
+        plan = self.planned(shape)
+        stages = self.timed(shape, plan, machine)
         yield (
             f"{shape.num_parameters:,} parameters, {len(shape.layers)} linear layers with "
             f"{sum(layer.size for layer in shape.layers):,}; {self.num_examples:,} examples of "
             f"{self.num_tokens:,} tokens; {self.devices} x {machine.name}, {self.dtype}"
         )
+        parts, queries = len(plan.partitions), plan.queries_per_pass
+        yield f"factors in {parts} partition(s), {queries} queries a pass"
         yield from as_table(stages)
         rows = self.num_examples * self.num_dims * BYTES[self.row_dtype]
         yield f"index on disk: {show_bytes(rows)}"
@@ -114,9 +117,9 @@ class Plan:
             write_json(self.out, [asdict(stage) for stage in stages])
             write_config(self, self.out.with_name(self.out.name + ".config.json"))
 
-    def timed(self, shape: ModelShape, machine: Machine, weights: float) -> list[Timed]:
-        """Return the stages with their hours."""
-        plan = plan_shapes(
+    def planned(self, shape: ModelShape) -> FitPlan:
+        """Return the stages of a fit and its scores."""
+        return plan_shapes(
             shape,
             self.num_examples,
             memory=self.memory,
@@ -124,6 +127,10 @@ class Plan:
             max_factor=self.max_factor,
             batch=self.batch_size,
         )
+
+    def timed(self, shape: ModelShape, plan: FitPlan, machine: Machine) -> list[Timed]:
+        """Return all stages with their hours."""
+        weights = shape.num_parameters * BYTES[self.dtype]
         step = forward_and_backward(shape, batch=self.batch_size, weights=True)
         walk = forward_and_backward(shape, batch=self.batch_size, weights=False)
         entries = float(sum(layer.size for layer in shape.layers))
