@@ -21,6 +21,7 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
         pytest.param("influence_index", marks=pytest.mark.slow),
         pytest.param("index_speed", marks=pytest.mark.slow),
         "traker_mlp",
+        pytest.param("pruning", marks=pytest.mark.slow),
         "reweighting",
         "regmix",
         pytest.param("mixture_costs", marks=pytest.mark.slow),

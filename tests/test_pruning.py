@@ -303,6 +303,14 @@ def test_the_command_keeps_a_budget_of_words(folder: Path) -> None:
     assert_array_equal(Selection.load(folder / "k.jsonl.selection.parquet").ids, wanted.ids)
 
 
+def test_one_of_several_scores_must_be_named(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["prune", folder / "s.parquet", "--data", folder / "d.jsonl", "--keep", 1]
+    assert main([str(word) for word in (*given, "--out", folder / "k.jsonl")]) == 1
+    assert "`--column` must name one of the scores, loss, other." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

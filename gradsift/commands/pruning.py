@@ -85,6 +85,8 @@ class Prune:
         """Write the kept rows, and beside them the reason for each row that was dropped."""
         self._check()
         scores, data = Scores.load(self.scores), read_dataset(self.data)
+        if self.column is None and len(scores.names) > 1:
+            raise ValueError(f"`--column` must name one of the scores, {', '.join(scores.names)}.")
         chosen = self._select(scores if self.column is None else scores[self.column], data)
         kept = chosen.apply(data)
         write_dataset(kept, self.out)

@@ -118,7 +118,9 @@ class Score:
         yield f"scored {len(scores):,} rows: {self.out}"
         for name, values in columns.items():
             yield f"  {name:16} {summary(values)}"
-        yield f"next: gradsift prune {self.out} --data {self.data} --keep 0.9 --out kept.jsonl"
+        column = f" --column {self.method[0]}" if len(columns) > 1 else ""
+        kept = f"{column} --keep 0.9 --out kept.jsonl"
+        yield f"next: gradsift prune {self.out} --data {self.data}{kept}"
 
     def _compute(self, task: Task, rows: Rows, work: Path) -> None:
         """Run the pass, or go on with one that was stopped."""
