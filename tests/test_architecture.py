@@ -107,6 +107,8 @@ influence.eigenvalues       second pass of EK-FAC
 influence.queries           preconditioned gradients of queries
 influence.pairwise          scores of pairs, tops, self-influence
 influence.curvature         fitted curvature, and what it answers
+influence.layer_shapes      linear maps as shapes
+influence.work              what stages compute, by shape
 influence.plan              bytes and operations before anything runs
 influence.ekfac             EK-FAC and K-FAC
 influence.diagonal          the diagonal, and the identity
@@ -140,9 +142,6 @@ influence.ridge_leave_one_out   ridge regression, in closed form
 influence.logistic_leave_one_out    logistic regression, by Newton's method
 influence.source            influence along a training run, by segments
 influence.implicit_differentiation  a query's loss by hyper-parameters
-influence.layer_shapes      linear maps as shapes
-influence.work              what stages compute, by shape
-influence.plan              bytes and operations before anything runs
 influence.eigen_index       the coordinates of most curvature
 influence.whitening         queries times an inverse curvature
 influence.row_gram          Gram matrices of kept coordinates
