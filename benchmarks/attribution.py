@@ -136,10 +136,17 @@ class Bench:
         return result
 
     def lds(self, scores: np.ndarray, part: slice = slice(None)) -> Estimate:
-        """Return the LDS on some of the subsets, for as many queries as were asked."""
+        """Return the LDS on some of the subsets, for as many queries as were asked.
+
+        A query whose scores are all equal, as where its gradient is zero, counts as 0.
+        """
         assert self.masks is not None and self.losses is not None
         losses = self.losses.mean(0)[part, : len(scores)]
-        return linear_datamodeling_score(self.masks[part], scores, losses)
+        varied = np.ptp(scores, axis=1) > 0
+        found = linear_datamodeling_score(self.masks[part], scores[varied], losses[:, varied])
+        values = np.zeros(len(scores))
+        values[varied] = found.values
+        return Estimate.over(values)
 
     def lds_error(self, scores: np.ndarray, part: slice) -> float:
         assert self.masks is not None and self.losses is not None

@@ -64,14 +64,15 @@ def rank_correlations(
     return np.divide(top, sizes, out=np.full(len(sizes), np.nan), where=sizes > 0)
 
 
-def refuse_constant(found: Float[np.ndarray, " q"], what: str) -> None:
-    """Refuse correlations that do not exist.
+def refuse_constant(what: str, values: Float[np.ndarray, "m q"]) -> None:
+    """Refuse queries whose values are all equal, since they have no ranks.
 
     Raises:
-        ValueError: Some are NaN.
+        ValueError: There are such.
     """
-    if np.isnan(found).any():
+    equal = np.flatnonzero(np.ptp(values, axis=0) == 0)
+    if len(equal):
         raise ValueError(
-            f"every query must have losses and {what} that vary. Queries "
-            f"{np.flatnonzero(np.isnan(found))[:10].tolist()} have not. Leave them out."
+            f"{what} of every query must vary. Those of queries {equal[:10].tolist()} are all "
+            "equal. Leave these queries out."
         )

@@ -63,9 +63,10 @@ def linear_datamodeling_score(
         >>> round(found.mean, 6)
         1.0
     """
-    found = rank_correlations(_summed(masks, scores, losses), -losses)
-    refuse_constant(found, "summed scores")
-    return Estimate.over(found)
+    summed = _summed(masks, scores, losses)
+    refuse_constant("the summed scores", summed)
+    refuse_constant("the losses", losses)
+    return Estimate.over(rank_correlations(summed, -losses))
 
 
 def error_over_subsets(
@@ -126,9 +127,10 @@ def lds_ceiling(losses: Float[np.ndarray, "s m q"]) -> Estimate:
     """
     seeds, _, count = losses.shape
     check_at_least("the number of seeds", seeds, 2)
+    for one in losses:
+        refuse_constant("the losses", one)
     pairs = [rank_correlations(losses[a], losses[b]) for a, b in combinations(range(seeds), 2)]
     found = np.mean(pairs, axis=0)
-    refuse_constant(found, "losses under other seeds")
 
     def ceiling(r: Float[np.ndarray, " q"]) -> Float[np.ndarray, " q"]:
         positive = np.clip(r, 0, None)

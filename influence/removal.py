@@ -106,6 +106,7 @@ def leave_one_out_correlation(
             f"`without` must be ({len(removed)}, {len(scores)}), removed examples by queries. Got "
             f"{without.shape}."
         )
-    found = rank_correlations(scores[:, list(removed)].T, without)
-    refuse_constant(found, "scores")
-    return Estimate.over(found)
+    chosen = scores[:, list(removed)].T
+    refuse_constant("the scores", chosen)
+    refuse_constant("the losses", without)
+    return Estimate.over(rank_correlations(chosen, without))

@@ -20,7 +20,12 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from influence.recipe import Batch, Losses, Recipe
-from projections import check_at_least, check_not_empty
+from projections import (
+    ConvergenceError,
+    UnsupportedLayerError,
+    check_at_least,
+    check_not_empty,
+)
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,8 @@ class Trainer:
             seed: Seed of the common start and order.
 
         Raises:
+            ConvergenceError: The weights of a model are not finite in the end.
+            UnsupportedLayerError: The model has a state beside its weights, or dropout.
             ValueError: Shapes do not fit, or a subset is smaller than a batch.
         """
         self.check(masks)
@@ -107,8 +114,13 @@ class Trainer:
             group: Their subsets.
             masks: All subsets, whose mean size sets how many rows are read at a step.
             seed: Seed of the common start and order.
+
+        Raises:
+            ConvergenceError: The weights of a model are not finite in the end.
+            UnsupportedLayerError: The model has a state beside its weights, or dropout.
         """
         template = self.start(seed)
+        refuse_state(template)
         params = {
             name: value.detach().expand(len(group), *value.shape).clone().requires_grad_()
             for name, value in template.named_parameters()
@@ -122,7 +134,17 @@ class Trainer:
             step.zero_grad()
             (total / self.recipe.batch_size).backward()
             step.step()
+        self._check_finite(params)
         return {name: value.detach() for name, value in params.items()}
+
+    def _check_finite(self, params: Mapping[str, Tensor]) -> None:
+        """Refuse models that have left the numbers."""
+        wrong = [name for name, value in params.items() if not bool(value.isfinite().all())]
+        if wrong:
+            raise ConvergenceError(
+                f"trained weights must be finite. Those of {wrong[:5]} are not. Lower "
+                f"`learning_rate`, which is {self.recipe.learning_rate:g}."
+            )
 
     def _weighted(self, template: nn.Module) -> Callable[..., Tensor]:
         """Return the loss of one model on a batch, of those examples that it may see."""
@@ -157,10 +179,31 @@ class Trainer:
             raise ValueError(
                 f"`masks` must have one column for each of {count} examples. Got {masks.shape[1]}."
             )
+        if not np.isin(masks, (0, 1)).all():
+            raise ValueError("`masks` must hold 0 and 1 only. Got other numbers.")
         sizes = masks.sum(1, dtype=np.int64)
         check_at_least("the size of the smallest subset", int(sizes.min()), self.recipe.batch_size)
         if sizes.max() > 1.1 * sizes.min():
             raise ValueError(
                 "subsets that are trained together must be of sizes within a tenth, since they "
                 f"share their steps. Got {sizes.min()} to {sizes.max()}. Train them in two calls."
+            )
+
+
+def refuse_state(model: nn.Module) -> None:
+    """Refuse what makes a step depend on more than weights and rows.
+
+    Args:
+        model: The model that is to be trained.
+
+    Raises:
+        UnsupportedLayerError: It has buffers that batches change, or dropout.
+    """
+    for name, module in model.named_modules():
+        drops = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
+        if drops or getattr(module, "track_running_stats", False):
+            raise UnsupportedLayerError(
+                "models that are trained together must be without dropout and without running "
+                f"statistics. {name!r} is {module}. Leave it out, or set its p to 0 or "
+                "track_running_stats to False."
             )

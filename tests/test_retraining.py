@@ -32,7 +32,7 @@ from influence import (
     subset_detection,
     without_top,
 )
-from projections import StoreMismatchError
+from projections import ConvergenceError, StoreMismatchError, UnsupportedLayerError
 
 TIGHT = 1e-6  # float32, a few dozen steps
 NUM = 24
@@ -164,12 +164,29 @@ def test_losses_of_another_recipe_are_refused(tmp_path: Path) -> None:
         (np.eye(2, NUM, dtype=np.int8), r"smallest subset` must be at least 4\. Got 1\."),
         (np.tri(NUM, dtype=np.int8)[11:], r"sizes within a tenth.*Got 12 to 24"),
         (np.ones((0, NUM), np.int8), r"`masks` must hold at least one"),
+        (np.full((2, NUM), 2, np.int8), r"must hold 0 and 1 only"),
     ],
-    ids=["width", "small", "unlike", "none"],
+    ids=["width", "small", "unlike", "none", "numbers"],
 )
 def test_subsets_that_cannot_be_trained_are_refused(masks: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         trainer().train(masks, seed=0)
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.BatchNorm1d(4)], ids=["drop", "norm"])
+def test_models_with_a_state_of_their_own_are_refused(layer: nn.Module) -> None:
+    many = trainer()
+    other = Trainer(
+        lambda: nn.Sequential(layer, nn.Linear(4, 3)), many.losses, many.data, many.recipe
+    )
+    with pytest.raises(UnsupportedLayerError, match=r"without dropout.*'0' is"):
+        other.train(random_subsets(NUM, 2, seed=0), seed=0)
+
+
+def test_a_run_that_diverges_is_refused() -> None:
+    many = trainer(Recipe(learning_rate=3e38, batch_size=4, epochs=3))
+    with pytest.raises(ConvergenceError, match=r"must be finite.*Lower `learning_rate`"):
+        many.train(random_subsets(NUM, 2, seed=0), seed=0)
 
 
 def test_a_recipe_refuses_settings_that_make_no_sense() -> None:
@@ -301,7 +318,11 @@ def refusals() -> dict[str, tuple[Callable[[], object], str]]:
         ),
         "constant": (
             lambda: linear_datamodeling_score(masks, two, np.ones((4, 2))),
-            r"summed scores that vary\. Queries \[0, 1\] have not",
+            r"the summed scores of every query must vary\. Those of queries \[0, 1\] are all",
+        ),
+        "constant losses": (
+            lambda: linear_datamodeling_score(np.eye(3, dtype=np.int8), np.eye(3), np.ones((3, 3))),
+            r"the losses of every query must vary",
         ),
         "few subsets": (
             lambda: error_over_subsets(masks[:2], two, np.ones((2, 2))),
