@@ -63,6 +63,7 @@ from influence.lds import (
     random_subsets,
 )
 from influence.leave_one_out import FittedLeaveOneOut
+from influence.less import LESS, FittedLESS, FittedRowCosine, RowCosine
 from influence.lexical import Candidates, lexical_candidates
 from influence.lissa import LiSSA
 from influence.logistic_leave_one_out import LogisticLeaveOneOut
@@ -82,6 +83,7 @@ from influence.removal import (
     quantile_drop,
     without_top,
 )
+from influence.representer import FittedRepresenterPoints, RepresenterPoints
 from influence.retrained_losses import retrained_losses
 from influence.retraining import Trainer
 from influence.retrieval import retrieve, retrieve_rows
@@ -92,6 +94,7 @@ from influence.source import SOURCE, FittedSOURCE, Segment
 from influence.tfidf import TFIDF, FittedTFIDF
 from influence.tracin import FittedTracIn, TracIn
 from influence.tracin_last_layer import FittedLastLayerTracIn, LastLayerTracIn
+from influence.trackstar import FittedTrackStar, TrackStar
 from influence.trak import TRAK
 from influence.trak_ensemble import FittedTRAKEnsemble, TRAKEnsemble
 from influence.woodbury import DualInverse, GradientWindow
@@ -102,6 +105,7 @@ __all__ = [
     "BM25",
     "EKFAC",
     "KFAC",
+    "LESS",
     "MFAC",
     "SOURCE",
     "TFIDF",
@@ -132,6 +136,7 @@ __all__ = [
     "FittedHiddenSimilarity",
     "FittedInfluence",
     "FittedInverse",
+    "FittedLESS",
     "FittedLabelSigned",
     "FittedLastLayerTracIn",
     "FittedLeaveOneOut",
@@ -140,11 +145,14 @@ __all__ = [
     "FittedMetagradients",
     "FittedMetric",
     "FittedRelatIF",
+    "FittedRepresenterPoints",
+    "FittedRowCosine",
     "FittedRowInfluence",
     "FittedSOURCE",
     "FittedTFIDF",
     "FittedTRAKEnsemble",
     "FittedTracIn",
+    "FittedTrackStar",
     "GaussNewton",
     "GradientCosine",
     "GradientDot",
@@ -181,8 +189,10 @@ __all__ = [
     "Recipe",
     "RelatIF",
     "RelativeDamping",
+    "RepresenterPoints",
     "RidgeLeaveOneOut",
     "Rotation",
+    "RowCosine",
     "RowInfluence",
     "Segment",
     "SelfInfluence",
@@ -193,6 +203,7 @@ __all__ = [
     "SymmetricMatrix",
     "TRAKEnsemble",
     "TracIn",
+    "TrackStar",
     "Trainer",
     "Work",
     "beginnings",

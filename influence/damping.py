@@ -115,8 +115,8 @@ def recipe_damping(
         AbsoluteDamping(value=0.00256...)
 
     References:
-        Bae et al., Training data attribution via approximate unrolled differentiation
-        (NeurIPS 2024), arXiv:2405.12186, Sec. 3.
+        Bae et al., Training data attribution via approximate unrolling (NeurIPS 2024),
+        arXiv:2405.12186, Sec. 3.
     """
     check_at_least("num_steps", num_steps, 1)
     check_between("momentum", momentum, 0, 1 - 1e-9)

@@ -77,19 +77,33 @@ class FittedGradientCosine:
         Raises:
             ValueError: A query is zero and has no direction.
         """
-        norms = np.linalg.norm(queries, axis=1, keepdims=True)
-        if not norms.all():
-            where = np.flatnonzero(norms[:, 0] == 0)[:10].tolist()
-            raise ValueError(
-                f"queries must have a gradient that is not zero. Those at {where} are zero, and "
-                "have no cosine. Leave them out, or use GradientDot."
-            )
-        return queries / norms
+        return unit_queries(queries)
 
     def row_scales(self) -> Float[np.ndarray, " n"]:
         """Return one over the norm; a row of zeros keeps the score 0."""
-        return np.divide(1.0, self.norms, out=np.zeros_like(self.norms), where=self.norms > 0)
+        return inverse_norms(self.norms)
 
     def self_scores(self) -> Float[np.ndarray, " n"]:
         """Return ones, and zero for rows of zeros."""
         return (self.norms > 0).astype(self.norms.dtype)
+
+
+def unit_queries(queries: Float[np.ndarray, "q k"]) -> Float[np.ndarray, "q k"]:
+    """Return queries divided by their norms.
+
+    Raises:
+        ValueError: A query is zero and has no direction.
+    """
+    norms = np.linalg.norm(queries, axis=1, keepdims=True)
+    if not norms.all():
+        where = np.flatnonzero(norms[:, 0] == 0)[:10].tolist()
+        raise ValueError(
+            f"queries must have a gradient that is not zero. Those at {where} are zero, and "
+            "have no cosine. Leave them out, or use GradientDot."
+        )
+    return queries / norms
+
+
+def inverse_norms(norms: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Return one over each norm, and zero for zero."""
+    return np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)

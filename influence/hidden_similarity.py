@@ -7,7 +7,7 @@ images as well as texts. `EmbeddingSimilarity` with `HiddenStates` does it for t
 model that need not be the one that is asked about.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,7 +116,6 @@ class FittedHiddenSimilarity:
         return Scores(rows.ids, {"similarity": values}, asked.ids, self.provenance)
 
 
-@torch.no_grad()
 def hidden_inputs(task: Task, rows: Rows, layer: str, *, settings: PassSettings) -> Embeddings:
     """Return what goes into a layer, the mean over real positions of each example.
 
@@ -125,13 +124,45 @@ def hidden_inputs(task: Task, rows: Rows, layer: str, *, settings: PassSettings)
         rows: The examples.
         layer: Name of the layer.
         settings: Batching.
+
+    Raises:
+        ValueError: The model has no such layer.
+    """
+    out: dict[int, Tensor] = {}
+    for positions, inputs, _, batch in walk_layer(
+        task, rows, layer, run=task.losses, settings=settings
+    ):
+        means = mean_over_positions(inputs, task.token_mask(batch))
+        out.update(zip(positions, means.cpu(), strict=True))
+    vectors = torch.stack([out[position] for position in range(len(rows))])
+    return Embeddings(vectors.float().numpy(), rows.ids)
+
+
+def walk_layer(
+    task: Task,
+    rows: Rows,
+    layer: str,
+    *,
+    run: Callable[[Any], Any],
+    settings: PassSettings,
+) -> Iterator[tuple[list[int], Tensor, Any, Any]]:
+    """Yield positions of a batch, what went into a layer, what ``run`` returned, and the batch.
+
+    Args:
+        task: The model.
+        rows: The examples.
+        layer: Name of the layer.
+        run: Runs the model on a batch, such as ``task.losses``.
+        settings: Batching.
+
+    Raises:
+        ValueError: The model has no such layer.
     """
     named = dict(task.model.named_modules())
     if layer not in named:
         raise ValueError(f"`layer` must be a layer of the model. Got {layer!r}.")
     seen: list[Tensor] = []
     handle = named[layer].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    out: dict[int, Tensor] = {}
     try:
         for start in range(0, len(rows), settings.shard_size):
             positions = range(start, min(start + settings.shard_size, len(rows)))
@@ -139,13 +170,11 @@ def hidden_inputs(task: Task, rows: Rows, layer: str, *, settings: PassSettings)
             for group in pack([task.size(example) for example in examples], settings):
                 seen.clear()
                 batch = to_device(task.collate([examples[p] for p in group]), task.device)
-                task.losses(batch)
-                means = mean_over_positions(seen[-1], task.token_mask(batch))
-                out.update(zip([positions[p] for p in group], means.cpu(), strict=True))
+                with torch.no_grad():
+                    result = run(batch)
+                yield [positions[p] for p in group], seen[-1], result, batch
     finally:
         handle.remove()
-    vectors = torch.stack([out[position] for position in range(len(rows))])
-    return Embeddings(vectors.float().numpy(), rows.ids)
 
 
 def mean_over_positions(

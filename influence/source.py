@@ -100,8 +100,8 @@ class SOURCE:
         array([[0.6321]])
 
     References:
-        Bae et al., Training data attribution via approximate unrolled differentiation
-        (NeurIPS 2024), arXiv:2405.12186, Sec. 3.
+        Bae et al., Training data attribution via approximate unrolling (NeurIPS 2024),
+        arXiv:2405.12186, Sec. 3.
     """
 
     segments: Sequence[Segment] = field(repr=False)

@@ -98,6 +98,7 @@ influence.base              the seam of attribution on rows; the sign of a score
 influence.checkpoints       states of one model
 influence.damping           what is added before inversion
 influence.gradient_dot      gradient dot product and cosine
+influence.trackstar         cosines under a mixed Gram matrix
 influence.trak              the kernel of TRAK on a store
 influence.kfac_math         Kronecker factors as plain algebra
 influence.linear_layers     the linear maps inside gradients
@@ -117,6 +118,7 @@ influence.raw_gradients     whole gradients of a few, products with many
 influence.gradient_sums     sums over gradients that are not kept
 influence.members           rows at several states, and sums of scores
 influence.row_influence     influence by a metric on rows
+influence.less              cosines of Adam's directions, for subtasks
 influence.trak_ensemble     log-odds and several models
 influence.tracin            sums of gradient products over checkpoints
 influence.datainf           one inverse an example
@@ -158,6 +160,7 @@ influence.tfidf             cosines of weighted words
 influence.embedding_similarity    cosines of embeddings
 influence.hidden_similarity    cosines of a layer's inputs
 influence.tracin_last_layer    TracIn by the factors of the last layer
+influence.representer       logits as sums over examples
 influence.label_signed      similarities signed by labels
 influence.relatif           influence relative to itself
 influence.lexical           candidates by shared words, and a control
