@@ -70,6 +70,10 @@ class GradientTotal:
         self.num_examples += int(state[COUNT])
         self._add({name: part for name, part in state.items() if name != COUNT})
 
+    def is_sum(self, key: str) -> bool:
+        """Say that every entry is a sum over examples."""
+        return True
+
     def direction(self) -> Direction:
         """Return the sum as something that gradients are multiplied with."""
         found = GradientSum()
@@ -81,7 +85,8 @@ class GradientTotal:
         for name, part in parts.items():
             wide = part.to(torch.promote_types(part.dtype, torch.float32))
             kept = self.parts.get(name)
-            self.parts[name] = wide if kept is None else kept + wide
+            # What was loaded is on the CPU until it is added to.
+            self.parts[name] = wide if kept is None else kept.to(wide.device) + wide
 
 
 @dataclass

@@ -87,7 +87,13 @@ class CoherenceByLayer:
     def merge(self, state: Mapping[str, Tensor]) -> None:
         """Add the sums over other examples."""
         for key, value in state.items():
-            self._state[key] = self._state[key] + value if key in self._state else value
+            kept = self._state.get(key)
+            # What was loaded is on the CPU until it is added to.
+            self._state[key] = value if kept is None else kept.to(value.device) + value
+
+    def is_sum(self, key: str) -> bool:
+        """Say that every entry is a sum over examples."""
+        return True
 
     def results(self) -> list[Coherence]:
         """Return the coherence of all rows and of each group; of each all layers, then each."""
