@@ -14,6 +14,7 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
     [
         "attribution",
         "memory",
+        "gpu",
         "plan_accuracy",
         "replay_cost",
         pytest.param("components", marks=pytest.mark.slow),
