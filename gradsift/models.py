@@ -7,7 +7,15 @@ from typing import Any, Literal
 import torch
 import transformers
 
-from projections import CausalLM, DataError, SequenceClassification, Task, check_one_of
+from gradsift.spreading import spread
+from projections import (
+    CausalLM,
+    DataError,
+    SequenceClassification,
+    Task,
+    check_one_of,
+    current_ranks,
+)
 
 TASKS = ("causal-lm", "sequence-classification")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -37,6 +45,9 @@ class ModelSource:
     dtype: DtypeName = "float32"
     """Precision of the model."""
 
+    fully_sharded: bool = False
+    """Spread the model over the ranks of a launcher, for one that does not fit one device."""
+
 
 def load_task(source: ModelSource) -> Task:
     """Return the task of a saved model, in evaluation mode.
@@ -64,7 +75,12 @@ def load_task(source: ModelSource) -> Task:
             f"`model` must be {what} with a Hugging Face model and its tokenizer. "
             f"{source.model!r} cannot be loaded: {error}"
         ) from error
-    model = model.to(pick_device(source.device)).eval()
+    device, ranks = pick_device(source.device), current_ranks()
+    if source.fully_sharded and ranks.size > 1:
+        spread(model, ranks, device.type)
+    else:
+        model.to(device)
+    model.eval()
     if causal:
         return CausalLM(
             model, tokenizer, text_column=source.text_column, max_length=source.max_length

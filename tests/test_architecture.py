@@ -282,6 +282,7 @@ gradsift.mixing             job 3 of the demo: a mixture that follows a target
 gradsift.demo               the three jobs, a page and a summary
 gradsift.report             a page about scores or a store
 gradsift.terminal           the demo's tables on a terminal
+gradsift.spreading          a model spread over the ranks of a launcher
 gradsift.models             models and tasks from a folder
 gradsift.machines           how fast a machine computes what plans count
 gradsift.projecting         projections by name, and Adam's state from a file

@@ -65,6 +65,10 @@ class Index:
     row_dtype: Literal["float32", "float16", "bfloat16", "int8"] = "float32"
     """Type of the rows on disk."""
 
+    memory: str | None = None
+    """Bytes for the curvature behind ekfac rows, such as "8GB": where the factors of all layers do
+    not fit, a plan fits them in parts, in two passes each."""
+
     reading: tyro.conf.OmitArgPrefixes[Reading] = READING
 
     def run(self) -> Iterator[str]:
@@ -110,7 +114,9 @@ class Index:
     def _curvature(self, task: Task, data: Any) -> GradientStore:
         """Fit EK-FAC and build an influence index."""
         settings = pass_settings(self.reading, task.model)
-        fitted = EKFAC(seed=self.seed).fit(task, data, settings=settings, path=self.out / "fit")
+        fitted = EKFAC(seed=self.seed).fit(
+            task, data, settings=settings, path=self.out / "fit", memory=self.memory
+        )
         index = build_index(
             fitted,
             task,

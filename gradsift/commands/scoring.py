@@ -95,6 +95,10 @@ class Score:
     seed: int = 0
     """Seed of the random projection, and of the labels that ekfac-self draws."""
 
+    memory: str | None = None
+    """Bytes for the curvature behind ekfac-self, such as "8GB": where the factors of all layers do
+    not fit, a plan fits them in parts, in two passes each."""
+
     reading: tyro.conf.OmitArgPrefixes[Reading] = READING
 
     def run(self) -> Iterator[str]:
@@ -129,7 +133,9 @@ class Score:
         if "ekfac-self" in self.method:
             damping = RelativeDamping() if self.damping is None else RelativeDamping(self.damping)
             method = EKFAC(seed=self.seed, damping=damping)
-            fitted = method.fit(task, rows, settings=settings, path=work / "fit")
+            fitted = method.fit(
+                task, rows, settings=settings, path=work / "fit", memory=self.memory
+            )
             columns.append(SelfInfluence(fitted.layers, fitted.inverses, name="ekfac_self"))
         description = {
             "model": fingerprint_model(task.model),

@@ -1,0 +1,74 @@
+"""Commands do under a launcher what they do without one, and say it once."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from launching import torchrun
+from test_cli import WORDS, config, run, save_tokenizer
+from torch import nn
+from transformers import LlamaForCausalLM
+
+from gradsift.spreading import spread
+from projections import Ranks, Scores, UnsupportedLayerError
+
+COMMAND = ("-m", "gradsift.cli")
+TOLERANCE = 1e-4  # single precision, and sums of covariances in another order
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("launched")
+    LlamaForCausalLM(config()).save_pretrained(folder / "model")
+    save_tokenizer(folder / "model")
+    rows = [
+        {"id": f"r{row}", "text": " ".join(WORDS[(row * 3 + k) % 10] for k in range(3 + row % 4))}
+        for row in range(11)
+    ]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def score(folder: Path, out: str, data: str = "train.jsonl") -> list[object]:
+    words: list[object] = ["score", "--model", folder / "model", "--data", folder / data]
+    words += ["--out", folder / out, "--method", "loss", "self-influence", "ekfac-self"]
+    return [*words, "--num-dims", 8, "--shard-size", 2]
+
+
+def test_two_ranks_score_as_one_with_a_model_spread_over_them_and_factors_in_parts(
+    folder: Path,
+) -> None:
+    assert run(*score(folder, "one.parquet")) == 0
+    words = [*score(folder, "two.parquet"), "--fully-sharded", "--memory", "12KB"]
+    ended = torchrun(2, *COMMAND, *words)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("scored 11 rows") == 1
+    one, two = (Scores.load(folder / name) for name in ("one.parquet", "two.parquet"))
+    assert one.ids.tolist() == two.ids.tolist()
+    for name in ("loss", "self-influence", "ekfac-self"):
+        np.testing.assert_allclose(two[name].values, one[name].values, rtol=TOLERANCE)
+    assert not (folder / "two.parquet.work").exists()
+
+
+@pytest.mark.slow
+def test_an_error_of_all_ranks_is_said_once_and_other_commands_run_on_one_rank(
+    folder: Path,
+) -> None:
+    ended = torchrun(2, *COMMAND, *score(folder, "none.parquet", "none.jsonl"))
+    assert ended.returncode == 1
+    assert ended.stderr.count("gradsift: DataError") == 1
+    words = ["index", "--model", folder / "model", "--data", folder / "train.jsonl"]
+    words += ["--out", folder / "index", "--num-dims", 8, "--shard-size", 2]
+    assert torchrun(2, *COMMAND, *words).returncode == 0
+    asked = torchrun(2, *COMMAND, "retrieve", folder / "index", "--query", "the cat", "-k", 2)
+    assert asked.returncode == 0, asked.stderr
+    assert asked.stdout.count("query: the cat") == 1
+
+
+def test_a_model_without_blocks_is_not_spread() -> None:
+    with pytest.raises(UnsupportedLayerError, match=r"must say what its blocks are.*Linear does"):
+        spread(nn.Linear(2, 2), Ranks(0, 2), "cpu")
+    spread(nn.Linear(2, 2), Ranks(), "cpu")
