@@ -15,6 +15,7 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
         "attribution",
         "memory",
         "gpu",
+        "peers_toy",
         "plan_accuracy",
         "replay_cost",
         pytest.param("components", marks=pytest.mark.slow),
