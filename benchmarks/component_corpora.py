@@ -61,7 +61,7 @@ class Corpus:
 class Sizes:
     """How much of everything."""
 
-    num_queries: int = 240
+    num_queries: int = 180
     rows_a_task: int = 60
     words: int = 64
     share: float = 0.25  # of a text that is a query

@@ -12,7 +12,8 @@ model stay in the cache, so a run that was stopped goes on.
 """
 
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,8 +21,6 @@ from typing import Any
 import numpy as np
 from component_corpora import (
     QUICK,
-    Corpus,
-    Model,
     Sizes,
     pretrained_model,
     read_tasks,
@@ -121,20 +120,18 @@ def show(found: dict[str, Any]) -> str:
     )
 
 
-def trials(data: Path | None, sizes: Sizes, cache: Path, quick: bool) -> list[Trial]:
-    """Return every model on every corpus."""
+def trials(data: Path | None, sizes: Sizes, cache: Path, quick: bool) -> Iterator[Trial]:
+    """Yield every model on every corpus, each when it is asked for."""
     tofu, tasks = read_tofu(data, sizes), read_tasks(data, sizes)
     model = trained_model([tofu, tasks], sizes, cache)
     dimensions: Sequence[int] = (16, 64) if quick else Trial.dimensions
-    found: list[tuple[Model, Corpus]] = [
-        (model, tofu),
-        (model, with_own_answers(tofu, model, sizes)),
-        (model, tasks),
-    ]
+    models = [model]
     if data is not None:
-        small = pretrained_model(data / "stories260k_hf", 2 * sizes.max_length)
-        found += [(small, tofu), (small, tasks)]
-    return [Trial(model, corpus, dimensions) for model, corpus in found]
+        models.append(pretrained_model(data / "stories260k_hf", 2 * sizes.max_length))
+    for corpus in (tofu, tasks):
+        for each in models:
+            yield Trial(each, corpus, dimensions)
+    yield Trial(model, with_own_answers(tofu, model, sizes), dimensions)
 
 
 def main() -> None:
@@ -151,6 +148,7 @@ def main() -> None:
             file = cache / f"{trial.model.name}-{trial.corpus.name}.json"
             if not file.exists():
                 file.write_text(json.dumps(summarise(trial, run_trial(trial))))
+                print(f"finished {file.stem}", file=sys.stderr, flush=True)
             parts.append(show(json.loads(file.read_text())))
         parts.append(search_table(20 if chosen.quick else 113, 40 if chosen.quick else 988))
     publish("Which components find the source of a query", parts, chosen.out)

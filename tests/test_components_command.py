@@ -62,3 +62,8 @@ def test_what_is_missing_is_named(
     assert "queries must have the column 'source'" in capsys.readouterr().err
     assert run(*words, "--group-column", "domain") == 1
     assert "the data must have the column 'domain'" in capsys.readouterr().err
+    assert run(*words, "--budget", 3) == 1
+    assert (
+        "`most` must be at least the cheapest component, 16 parameters" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "out").exists()

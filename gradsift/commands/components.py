@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import tyro
+from torch import nn
 
 from gradsift.commands.options import CONFIG, READING, Reading, pass_settings, write_config
 from gradsift.models import ModelSource, load_task
@@ -27,7 +28,16 @@ from influence import (
     source_questions,
     split_queries,
 )
-from projections import DataError, Rows, check_at_least, read_dataset, texts_of, write_json
+from projections import (
+    DataError,
+    PassSettings,
+    Rows,
+    check_at_least,
+    find_components,
+    read_dataset,
+    texts_of,
+    write_json,
+)
 
 SHOWN = 8  # names that a line shows
 
@@ -110,12 +120,14 @@ class Components:
         task = load_task(self.source)
         settings = pass_settings(self.reading, task.model)
         asked = [{self.source.text_column: q["text"], "id": p} for p, q in enumerate(queries)]
+        groups, budget = self._groups(rows, sources), self._budget(task.model, settings)
+        split_queries(np.arange(len(asked)), seed=self.seed, share=self.share, groups=groups)
         products = component_products(
             task, asked, rows, questions.pairs, settings=settings, path=self.out / "pass"
         )
         products.save(self.out / "products.npz")
-        groups = self._groups(rows, sources)
-        chosen = self._choose(products, dict(enumerate(rows.ids[sources].tolist())), groups)
+        own = dict(enumerate(rows.ids[sources].tolist()))
+        chosen = self._choose(products, own, groups, budget)
         write_json(self.out / "chosen.json", _as_json(chosen))
         write_config(self, self.out / CONFIG)
         yield from self._lines(products, questions, chosen, groups)
@@ -153,18 +165,23 @@ class Components:
             )
         return [row[column] for row in found]
 
+    def _budget(self, model: nn.Module, settings: PassSettings) -> Budget | None:
+        """Return the budget, in which at least one component must fit."""
+        if self.budget is None:
+            return None
+        budget = Budget(most=self.budget, unit=self.budget_unit, positions=self.budget_positions)
+        layout = find_components(model, settings.layers, heads=settings.heads)
+        budget.costs(list(layout.components.values()))
+        return budget
+
     def _choose(
         self,
         products: ComponentProducts,
         sources: dict[int, Any],
         groups: Sequence[Hashable] | None,
+        budget: Budget | None,
     ) -> ChosenComponents:
         """Return what the search chooses on its side of the queries."""
-        budget = None
-        if self.budget is not None:
-            budget = Budget(
-                most=self.budget, unit=self.budget_unit, positions=self.budget_positions
-            )
         searches = {
             "forward": search_forward,
             "backward": search_backward,

@@ -283,9 +283,10 @@ class _Walk:
         checkpoint = None
         if self.path is not None:
             about = {
-                **self.provenance,
+                **{key: value for key, value in self.provenance.items() if key != "heads"},
+                "heads": _digest(repr(self.settings.heads).encode()),
                 "first": some.start,
-                "pairs": sha256(local.tobytes()).hexdigest()[:16],
+                "pairs": _digest(local.tobytes()),
             }
             checkpoint = FolderCheckpoint(Path(self.path) / f"from-{some.start}", about)
         if len(rows):
@@ -349,6 +350,11 @@ def _inverse(places: Tensor, num_rows: int) -> Int[Tensor, " q"]:
     out = torch.full((num_rows,), -1)
     out[places] = torch.arange(len(places))
     return out
+
+
+def _digest(content: bytes) -> str:
+    """Return what tells this from other content, in few letters."""
+    return sha256(content).hexdigest()[:16]
 
 
 def _device(gradient: Gradient) -> torch.device:
