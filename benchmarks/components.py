@@ -139,6 +139,7 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--data", type=Path, help="folder with tofu, p3_multitask, stories260k_hf")
     parser.add_argument("--cache", type=Path, help="folder of the trained model and of outcomes")
+    parser.add_argument("--kept", action="store_true", help="report what the cache holds")
     chosen = parse(parser)
     with TemporaryDirectory() as temporary:
         cache = chosen.cache or Path(temporary)
@@ -146,6 +147,8 @@ def main() -> None:
         parts = []
         for trial in trials(chosen.data, sizes, cache, chosen.quick):
             file = cache / f"{trial.model.name}-{trial.corpus.name}.json"
+            if chosen.kept and not file.exists():
+                continue
             if not file.exists():
                 file.write_text(json.dumps(summarise(trial, run_trial(trial))))
                 print(f"finished {file.stem}", file=sys.stderr, flush=True)
