@@ -159,8 +159,7 @@ def hidden_similarity(trained: Trained) -> Fit:
 
 def datainf(trained: Trained) -> Fit:
     methods = {DEFAULT: DataInf()} | {
-        f"{multiple:g} x mean": DataInf(damping=RelativeDamping(multiple))
-        for multiple in (1.0, 10.0)
+        f"{multiple:g} x mean": DataInf(damping=RelativeDamping(multiple)) for multiple in (10.0,)
     }
     fitted = {
         name: method.fit(trained.task, trained.train, settings=trained.reading)
@@ -236,9 +235,10 @@ def conjugate_gradients(trained: Trained) -> Fit:
             solver=ConjugateGradients(max_steps=200, tolerance=3e-2),
             damping=damping,
         ).fit(trained.task, trained.train, settings=reading)
-        for damping in (0.1, 0.01)
+        for damping in ((0.1, 0.01) if num_params(trained) < 10_000 else (0.1, 0.03))
     }
-    return Fit({DEFAULT: fits.pop("0.1"), **fits}, 0, most_queries=50)
+    most = 50 if num_params(trained) < 10_000 else 20
+    return Fit({DEFAULT: fits.pop("0.1"), **fits}, 0, most_queries=most)
 
 
 def exact_influence(trained: Trained) -> Fit:

@@ -197,7 +197,7 @@ def mnist_mlp(data: Path | None) -> Setup:
         trainer=Trainer(perceptron(train), classification_losses, train, PERCEPTRON),
         queries=queries,
         num_subsets=100,
-        num_drops=8,
+        num_drops=0,
         published=PERCEPTRON_PUBLISHED,
         labels=train[1].numpy(),
         query_labels=queries[1].numpy(),
@@ -343,7 +343,7 @@ def lm_domains(data: Path | None) -> Setup:
         queries=(held,),
         as_task=CausalLM,
         num_subsets=40,
-        num_drops=8,
+        num_drops=6,
         labels=kinds,
         query_labels=asked,
     )
