@@ -45,12 +45,17 @@ from influence.retrained_losses import fingerprint
 
 LINEAR_ONLY = {"exact influence"}
 SKIPPED = {  # what takes hours, or asks for labels that are not few
-    "mnist_mlp": {"TRAK, 50 models"},
+    "mnist_mlp": {"TRAK, 50 models", "conjugate gradients"},
     "mnist_lr_noise": {"conjugate gradients"},
     "mnist_mlp_noise": {"conjugate gradients"},
     "mnist_shortcut": {"conjugate gradients"},
     "trec_weak": {"conjugate gradients"},
-    "lm_domains": {"TRAK, 10 models", "TRAK, 50 models", "conjugate gradients"},
+    "lm_domains": {
+        "TRAK, 10 models",
+        "TRAK, 50 models",
+        "conjugate gradients",
+        "representer points",
+    },
 }
 DROPPED = {  # whose top is removed and the model retrained
     "random",

@@ -27,9 +27,12 @@ from influence import (
     HiddenSimilarity,
     Inverse,
     ModelCheckpoint,
+    RelatIF,
     RelativeDamping,
+    RepresenterPoints,
     RowInfluence,
     TracIn,
+    TrackStar,
     TRAKEnsemble,
     build_index,
     random_subsets,
@@ -226,6 +229,45 @@ def with_kernel(fitted: FittedTRAKEnsemble, damping: float | None) -> FittedTRAK
     return replace(fitted, kernels=replace(kernels, members=members))
 
 
+def trackstar(trained: Trained) -> Fit:
+    sketch = SJLT(num_dims=width(trained, 2048), seed=0)
+    method = RowInfluence(metric=TrackStar(), projector=sketch)
+    fitted = method.fit(trained.task, trained.train, settings=trained.reading)
+    metrics = {DEFAULT: TrackStar()}
+    metrics |= {f"{m:g} x mean": TrackStar(damping=m) for m in (0.01, 1.0, 10.0)}
+    swept = {
+        name: replace(
+            fitted,
+            members=tuple(replace(one, metric=metric.fit(one.rows)) for one in fitted.members),
+        )
+        for name, metric in metrics.items()
+    }
+    return Fit(swept, 4 * sketch.num_dims * len(trained.train))
+
+
+def relatif(trained: Trained) -> Fit:
+    """EK-FAC's scores over the root of its self-influence."""
+    rules = {DEFAULT: 0.1} | {f"{m:g} x mean": m for m in (1.0, 3.0)}
+    swept = {
+        name: RelatIF(method=EKFAC(seed=0, damping=RelativeDamping(m))).fit(
+            trained.task, trained.train, settings=trained.reading
+        )
+        for name, m in rules.items()
+    }
+    return Fit(swept, ekfac(trained).bytes_kept)
+
+
+def representer(trained: Trained) -> Fit:
+    fitted = {
+        name: RepresenterPoints(l2=l2, tolerance=1e-3).fit(
+            trained.task, trained.train, settings=trained.reading
+        )
+        for name, l2 in {DEFAULT: 1e-2, "0.1": 1e-1, "1": 1.0}.items()
+    }
+    first = fitted[DEFAULT]
+    return Fit(fitted, 8 * (first.features.numel() + first.alphas.numel()))
+
+
 def conjugate_gradients(trained: Trained) -> Fit:
     """The exact damped Gauss-Newton matrix, for a few queries."""
     reading = PassSettings(batch_size=1000, shard_size=1000)
@@ -260,6 +302,9 @@ METHODS: dict[str, Callable[[Trained], Fit]] = {
     "TRAK, 1 model": trak(1),
     "TRAK, 10 models": trak(10),
     "TRAK, 50 models": trak(50),
+    "TrackStar": trackstar,
+    "representer points": representer,
+    "RelatIF of EK-FAC": relatif,
     "conjugate gradients": conjugate_gradients,
     "EK-FAC": ekfac,
     "index, int8": index,

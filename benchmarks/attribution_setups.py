@@ -38,6 +38,7 @@ LINEAR_PUBLISHED = {
     "conjugate gradients": "0.80",
     "TRAK, 50 models": "0.68",
     "TracIn, 10 checkpoints": "0.33",
+    "representer points": "0.19",
 }
 PERCEPTRON_PUBLISHED = {
     "conjugate gradients": "0.26",
