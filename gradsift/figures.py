@@ -153,10 +153,17 @@ def histogram(values: Float[np.ndarray, " n"], *, label: str, x_label: str) -> M
     return _svg(draw, label)
 
 
-def image_uri(pixels: Sequence[Sequence[float]]) -> str:
-    """Return a greyscale image as the address of an inline PNG."""
+def image_uri(pixels: Any) -> str:
+    """Return an image as the address of an inline PNG.
+
+    Args:
+        pixels: Grey values in rows and columns, or colours last; any range of values.
+    """
     file = BytesIO()
-    imsave(file, np.asarray(pixels, dtype=float), cmap="gray", format="png")
+    values = np.asarray(pixels, dtype=float)
+    if values.ndim == 3:
+        values = (values - values.min()) / (np.ptp(values) or 1.0)
+    imsave(file, values, cmap="gray", format="png")
     return "data:image/png;base64," + b64encode(file.getvalue()).decode()
 
 

@@ -274,13 +274,16 @@ selection.trainers          glue for the trainer of Hugging Face
 selection                   which examples to train on
 gradsift.figures            figures that follow the colours of a page
 gradsift.html               pages that need nothing else
+gradsift.shown_rows         examples as people are shown them
 gradsift.digits             job 1 of the demo: find wrong labels, and prune
 gradsift.corpus             text that every Python ships
 gradsift.language_model     a small language model, trained in seconds
 gradsift.passages           job 2 of the demo: the text behind a prediction
 gradsift.mixing             job 3 of the demo: a mixture that follows a target
 gradsift.demo               the three jobs, a page and a summary
+gradsift.diagnosis          what the gradients in a store say of a dataset
 gradsift.report             a page about scores or a store
+gradsift.explain            all that is known of one example
 gradsift.terminal           the demo's tables on a terminal
 gradsift.spreading          a model spread over the ranks of a launcher
 gradsift.models             models and tasks from a folder
@@ -300,6 +303,7 @@ gradsift.commands.covering  gradsift cover
 gradsift.commands.deduplication gradsift dedup
 gradsift.commands.dsir      gradsift dsir
 gradsift.commands.planning  gradsift plan
+gradsift.commands.explaining    gradsift explain
 gradsift.commands.pages     gradsift demo and report
 gradsift.commands           the table of commands
 gradsift.cli                the command line

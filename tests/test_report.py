@@ -1,5 +1,6 @@
 """Pages about scores and stores."""
 
+import json
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -9,11 +10,15 @@ import pytest
 import torch
 from torch import nn
 
+from gradsift.cli import main
+from gradsift.explain import explain
 from gradsift.report import write_report
+from gradsift.shown_rows import find_image
 from projections import (
     SJLT,
     Classification,
     DataError,
+    GradientStore,
     Scores,
     index_gradients,
     write_dataset,
@@ -87,6 +92,103 @@ def test_other_data_than_was_scored_is_refused(scores: Path, tmp_path: Path) -> 
 def test_source_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nothing\.parquet must be a table of scores"):
         write_report(tmp_path / "nothing.parquet")
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> tuple[Path, Path]:
+    """A store of the gradients of small images, and the images with their labels."""
+    torch.manual_seed(0)
+    images = torch.rand(24, 6, 6) + 3 * (torch.arange(24) % 2)[:, None, None]
+    labels = [i % 2 for i in range(24)]
+    labels[5] = 0  # wrong
+    rows = [(image.flatten(), label) for image, label in zip(images, labels, strict=True)]
+    task = Classification(nn.Linear(36, 2))
+    index_gradients(task, rows, SJLT(num_dims=16, seed=0), path=tmp_path / "store")
+    data = [
+        {"id": i, "pixels": image.tolist(), "label": label}
+        for i, (image, label) in enumerate(zip(images, labels, strict=True))
+    ]
+    data[7]["pixels"] = data[2]["pixels"]  # one input with two labels
+    write_dataset(datasets.Dataset.from_list(data), tmp_path / "data.jsonl")
+    return tmp_path / "store", tmp_path / "data.jsonl"
+
+
+def test_a_report_on_a_store_says_what_gradients_tell_of_the_data(
+    pictures: tuple[Path, Path],
+) -> None:
+    store, data = pictures
+    text = write_report(store, data=data).read_text()
+    for title in ("Do gradients agree?", "In how many directions", "Opposing signals 1"):
+        assert title in text
+    assert "Out of place in their group" in text
+    assert "1, nearer to" in text or "0, nearer to" in text
+    assert "1 inputs have different labels" in text
+    assert ">2, 7</th>" in text
+    assert 'src="data:image/png;base64,' in text
+    addresses = Addresses(text).found
+    assert all(address.startswith(("#", "data:")) for address in addresses)
+
+
+def test_groups_are_compared_by_any_column(pictures: tuple[Path, Path]) -> None:
+    store, data = pictures
+    assert "Groups are values of label." in write_report(store, data=data).read_text()
+    with pytest.raises(DataError, match="must have the column 'colour'"):
+        write_report(store, data=data, group_by="colour")
+    with pytest.raises(DataError, match="'label' must come from the data"):
+        write_report(store, group_by="label")
+    assert "Out of place" not in write_report(store).read_text()
+
+
+def test_all_that_is_known_of_an_example(pictures: tuple[Path, Path], scores: Path) -> None:
+    store, data = pictures
+    found = explain("7", [store], data)
+    opened = GradientStore.open(store)
+    rows = np.concatenate(list(opened.blocks())).astype(float)
+    cosines = rows @ rows[7] / opened.column("grad_norm") / np.linalg.norm(rows[7])
+    order = [row for row in np.argsort(-cosines) if row != 7]
+    assert [one.id for one in found.alike] == order[:5]
+    assert [one.id for one in found.opposed] == order[::-1][:5]
+    np.testing.assert_allclose([one.cosine for one in found.alike], cosines[order[:5]], rtol=1e-4)
+    loss = next(one for one in found.standings if one.name == "loss")
+    losses = opened.column("loss")
+    assert loss.value == losses[7]
+    assert loss.rank == 1 + int((losses > losses[7]).sum())
+    assert loss.below == (losses < losses[7]).mean()
+    assert found.repeats == [(2, "0")]
+    assert found.group is not None
+    assert "rows with the same input:" in list(found.lines())
+    both = explain("7", [scores, store])
+    assert {one.source for one in both.standings} == {"scores.parquet", "store"}
+    assert both.text == ""
+    with pytest.raises(DataError, match="must have the example 'x'"):
+        explain("x", [store])
+
+
+def test_an_example_is_explained_on_the_command_line(
+    pictures: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, data = pictures
+    words = ["explain", "7", store, "--data", data, "--out", tmp_path / "seven.json"]
+    assert main([str(word) for word in words]) == 0
+    shown = capsys.readouterr().out
+    assert "example 7" in shown
+    assert "gradients most alike:" in shown
+    assert json.loads((tmp_path / "seven.json").read_text())["id"] == 7
+    assert main(["explain", "7"]) == 1
+    assert "`sources` must name a table of scores or an index" in capsys.readouterr().err
+
+
+def test_images_are_known_by_their_shape() -> None:
+    assert find_image({"a": [[1.0] * 8] * 8})[0] == "a"
+    assert find_image({"a": np.zeros((8, 8, 3))})[0] == "a"
+    for other in (
+        [1.0] * 8,
+        [["x"] * 8] * 8,
+        [[1.0] * 2] * 2,
+        np.full((8, 8), np.nan),
+        [[1], [1, 2]],
+    ):
+        assert find_image({"a": other}) == (None, None)
 
 
 class Addresses(HTMLParser):

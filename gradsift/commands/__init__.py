@@ -8,6 +8,7 @@ from gradsift.commands.components import Components
 from gradsift.commands.covering import Cover
 from gradsift.commands.deduplication import Dedup
 from gradsift.commands.dsir import Dsir
+from gradsift.commands.explaining import Explain
 from gradsift.commands.gio import Gio
 from gradsift.commands.indexing import Index
 from gradsift.commands.options import Command, command_from_json
@@ -33,6 +34,7 @@ COMMANDS: dict[str, type[Command]] = {
     "dsir": Dsir,
     "plan": Plan,
     "report": Report,
+    "explain": Explain,
     "store-verify": StoreVerify,
     "store-delete": StoreDelete,
     "store-compact": StoreCompact,

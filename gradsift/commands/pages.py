@@ -41,10 +41,14 @@ class Report:
     """Write an HTML page about scores or an index."""
 
     source: Annotated[Path, tyro.conf.Positional]
-    """A table of scores, or a folder made by `gradsift index`."""
+    """A table of scores, or a folder made by `gradsift index`, of which the page also says what
+    the gradients tell of the data."""
 
     data: Path | None = None
     """The data, to show the best and worst examples."""
+
+    group_by: str | None = None
+    """Column of the data whose values are compared by their gradients; the labels if left out."""
 
     out: Path | None = None
     """The page; beside the source if left out."""
@@ -55,7 +59,7 @@ class Report:
         if (source / CONFIG).exists() and (source / "store").exists():
             data = data or Path(read_index_config(source).data)
             page = self.out or source / "report.html"
-            report = write_report(source / "store", data=data, out=page)
+            report = write_report(source / "store", data=data, out=page, group_by=self.group_by)
         else:
-            report = write_report(source, data=data, out=self.out)
+            report = write_report(source, data=data, out=self.out, group_by=self.group_by)
         yield f"report: {report.resolve()}"
