@@ -15,7 +15,7 @@ damping, on one thread; training the models that a method wants is counted apart
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -124,11 +124,20 @@ class Bench:
     def folder(self, name: str) -> Path | None:
         return None if self.kept is None else self.kept / self.setup.name / name
 
-    def scored(self, method: str) -> Scored:
-        """Return what a method says, from what is kept if it is there."""
+    def path(self, method: str) -> Path | None:
+        """Return where the scores of a method are kept."""
         setup = self.setup
         of = fingerprint(setup.trainer, self.trained.whole, setup.queries)
-        path = self.folder(f"scores-{slug(method)}-{of}.npz")
+        return self.folder(f"scores-{slug(method)}-{of}.npz")
+
+    def has(self, method: str) -> bool:
+        """Tell whether a method has been run."""
+        path = self.path(method)
+        return path is not None and path.exists()
+
+    def scored(self, method: str) -> Scored:
+        """Return what a method says, from what is kept if it is there."""
+        path = self.path(method)
         if path is not None and path.exists():
             return read_scored(method, path)
         _ = self.trained.task  # so that training it counts for no method
@@ -240,7 +249,9 @@ def read_scored(method: str, path: Path) -> Scored:
 
 def methods_of(setup: Setup, wanted: list[str]) -> list[str]:
     """Return the methods that make sense here."""
-    skipped = SKIPPED.get(setup.name, set())
+    skipped = set(SKIPPED.get(setup.name, set()))
+    if not setup.num_subsets:
+        skipped.add("TRAK, 50 models")
     linear = len(list(setup.trainer.make().parameters())) == 2
     return [name for name in wanted if name not in skipped and (linear or name not in LINEAR_ONLY)]
 
@@ -357,19 +368,49 @@ def shortcut_part(bench: Bench, found: list[Scored]) -> Iterator[str]:
     yield table(["method", "area", "gain by the patch", "gain over the sweep"], lines)
 
 
-def report(
-    name: str, data: Path | None, kept: Path | None, wanted: list[str], tiny: bool, out: Path | None
-) -> Iterator[str]:
+@dataclass(frozen=True)
+class Wanted:
+    """What was asked for on the command line.
+
+    Args:
+        data: Folder of the data.
+        kept: Folder that keeps what was found.
+        methods: Names of methods.
+        seeds: Seeds a half, if not the set-up's own.
+        tiny: Whether this is a test.
+        only_kept: Whether to leave out methods that have not been run.
+        out: The report.
+    """
+
+    data: Path | None
+    kept: Path | None
+    methods: list[str]
+    seeds: int | None
+    tiny: bool
+    only_kept: bool
+    out: Path | None
+
+    def setup(self, name: str) -> Setup:
+        """Return a set-up at the size that was asked for."""
+        setup = SETUPS[name](self.data)
+        setup = setup.small() if self.tiny else setup
+        if self.seeds is None:
+            return setup
+        return replace(setup, seeds=tuple(range(101, 101 + self.seeds)))
+
+
+def report(name: str, wanted: Wanted) -> Iterator[str]:
     """Yield the part of one set-up."""
-    setup = SETUPS[name](data)
-    setup = setup.small() if tiny else setup
+    setup = wanted.setup(name)
     with TemporaryDirectory() as folder:
-        bench = Bench.of(setup, Path(folder), kept, tiny)
-        few = wanted if setup.num_subsets else [m for m in wanted if m != "TRAK, 50 models"]
-        found = [bench.scored(method) for method in methods_of(setup, few)]
+        bench = Bench.of(setup, Path(folder), wanted.kept, wanted.tiny)
+        methods = methods_of(setup, wanted.methods)
+        if wanted.only_kept:
+            methods = [method for method in methods if bench.has(method)]
+        found = [bench.scored(method) for method in methods]
         yield f"## {setup.title}"
         if bench.masks is not None:
-            yield from retrained_part(bench, found, out)
+            yield from retrained_part(bench, found, wanted.out)
         if setup.wrong is not None:
             yield from noise_part(bench, found)
         if setup.carriers is not None:
@@ -385,16 +426,27 @@ def main() -> None:
     parser.add_argument("--size", choices=("test", "full"), default="full")
     parser.add_argument("--data", type=Path, help="folder with mnist, rte, trec_weak, ...")
     parser.add_argument("--kept", type=Path, help="folder that keeps what was found")
+    parser.add_argument("--only-kept", action="store_true", help="leave out what was not run yet")
     chosen = parse(parser)
-    tiny = chosen.quick or chosen.size == "test"
+    wanted = Wanted(
+        chosen.data,
+        chosen.kept,
+        chosen.methods,
+        chosen.seeds,
+        chosen.quick or chosen.size == "test",
+        chosen.only_kept,
+        chosen.out,
+    )
     parts = []
     for name in ["mnist_lr", "mnist_lr_noise"] if chosen.quick else chosen.setups:
         if name == "rte":
             parts += check_evaluator(chosen.data)
         elif name == "datainf_tasks":
-            parts += classes_of_tasks(chosen.data, chosen.kept, tiny)
+            parts += classes_of_tasks(
+                chosen.data, chosen.kept, tiny=wanted.tiny, only_kept=wanted.only_kept
+            )
         else:
-            parts += report(name, chosen.data, chosen.kept, chosen.methods, tiny, chosen.out)
+            parts += report(name, wanted)
     publish("Attribution against retraining", parts, chosen.out)
 
 

@@ -68,7 +68,8 @@ class Setup:
         wrong: Which labels are wrong.
         carriers: Which examples carry a shortcut; the second half of the queries are the
             first without it.
-        own_losses: Retraining in another way, from a folder to masks and losses.
+        own_losses: Retraining in another way, from a folder and a number of seeds to masks and
+            losses.
     """
 
     name: str
@@ -85,7 +86,7 @@ class Setup:
     query_labels: np.ndarray | None = None
     wrong: np.ndarray | None = None
     carriers: np.ndarray | None = None
-    own_losses: Callable[[Path | None], tuple[np.ndarray, np.ndarray]] | None = None
+    own_losses: Callable[[Path | None, int], tuple[np.ndarray, np.ndarray]] | None = None
 
     @property
     def num_examples(self) -> int:
@@ -102,7 +103,7 @@ class Setup:
     def outcomes(self, kept: Path | None) -> tuple[np.ndarray, np.ndarray]:
         """Return halves, and the loss of every query under the models of each: ``s m q``."""
         if self.own_losses is not None:
-            return self.own_losses(kept)
+            return self.own_losses(kept, len(self.seeds))
         masks = random_subsets(self.num_examples, self.num_subsets, seed=123)
         folder = None if kept is None else kept / self.name / "halves"
         return masks, retrained_losses(
@@ -185,11 +186,11 @@ def mnist_mlp(data: Path | None) -> Setup:
     if data is not None:  # as `influence_index.py` trains it, without normalisation
         train, queries = ((part[0] * SPREAD + MEAN, part[1]) for part in (train, queries))
 
-    def own_losses(kept: Path | None) -> tuple[np.ndarray, np.ndarray]:
+    def own_losses(kept: Path | None, num_seeds: int) -> tuple[np.ndarray, np.ndarray]:
         assert data is not None
         file = None if kept is None else kept / "mnist.npz"
         problem = retrained.mnist(data / "mnist" / "mnist.npz")
-        found = retrained.retrain(problem, num_subsets=100, num_seeds=3, kept=file)
+        found = retrained.retrain(problem, num_subsets=100, num_seeds=num_seeds, kept=file)
         return found.masks, found.losses
 
     return Setup(
@@ -198,6 +199,7 @@ def mnist_mlp(data: Path | None) -> Setup:
         trainer=Trainer(perceptron(train), classification_losses, train, PERCEPTRON),
         queries=queries,
         num_subsets=100,
+        seeds=(101, 102, 103),
         num_drops=0,
         published=PERCEPTRON_PUBLISHED,
         labels=train[1].numpy(),
