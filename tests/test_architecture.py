@@ -289,9 +289,11 @@ gradsift.spreading          a model spread over the ranks of a launcher
 gradsift.models             models and tasks from a folder
 gradsift.machines           how fast a machine computes what plans count
 gradsift.projecting         projections by name, and Adam's state from a file
+gradsift.attribution        methods of attribution by name
 gradsift.commands.options   what commands share
 gradsift.commands.indexing  gradsift index
 gradsift.commands.retrieval gradsift retrieve
+gradsift.commands.attributing    gradsift attribute
 gradsift.commands.scoring   gradsift score
 gradsift.commands.stores    verify, delete, compact and merge stores
 gradsift.commands.components    gradsift components

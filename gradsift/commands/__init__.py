@@ -4,6 +4,7 @@ Every command writes its resolved options beside its output, goes on where an ea
 with the same options stopped, and returns the lines that say what it did.
 """
 
+from gradsift.commands.attributing import Attribute
 from gradsift.commands.components import Components
 from gradsift.commands.covering import Cover
 from gradsift.commands.deduplication import Dedup
@@ -25,6 +26,7 @@ COMMANDS: dict[str, type[Command]] = {
     "demo": Demo,
     "index": Index,
     "retrieve": Retrieve,
+    "attribute": Attribute,
     "score": Score,
     "prune": Prune,
     "components": Components,
