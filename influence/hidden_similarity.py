@@ -47,7 +47,7 @@ class HiddenSimilarity:
 
     References:
         Hanawa et al., Evaluation of similarity-based explanations (ICLR 2021),
-        arXiv:2006.04528, Sec. 3.
+        arXiv:2006.04528.
     """
 
     layer: str | None = None

@@ -32,7 +32,7 @@ class LabelSigned:
 
     References:
         Hanawa et al., Evaluation of similarity-based explanations (ICLR 2021),
-        arXiv:2006.04528, Sec. 2, for the demand that labels agree.
+        arXiv:2006.04528, for the demand that labels agree.
     """
 
     method: Any

@@ -188,7 +188,7 @@ class MFACRows:
         array([[0.5]])
 
     References:
-        Frantar, Kurtic and Alistarh, M-FAC (NeurIPS 2021), arXiv:2107.03356, Sec. 3.2, for the
+        Frantar, Kurtic and Alistarh, M-FAC (NeurIPS 2021), arXiv:2107.03356, Sec. 3, for the
         window.
     """
 

@@ -59,7 +59,7 @@ class TracIn:
 
     References:
         Pruthi et al., Estimating training data influence by tracing gradient descent (NeurIPS
-        2020), arXiv:2002.08484, Sec. 3.2 (TracInCP).
+        2020), arXiv:2002.08484, Sec. 3 (TracInCP).
     """
 
     checkpoints: Sequence[ModelCheckpoint] = field(repr=False)

@@ -30,7 +30,7 @@ class TRAK:
 
     References:
         Park et al., TRAK: attributing model behavior at scale (ICML 2023),
-        arXiv:2303.14186, Eq. 13. Choe et al., LoGra (2024), arXiv:2405.13954, for rows of
+        arXiv:2303.14186, Sec. 3. Choe et al., LoGra (2024), arXiv:2405.13954, for rows of
         loss gradients and the damping.
     """
 

@@ -54,7 +54,7 @@ class TRAKEnsemble:
 
     References:
         Park et al., TRAK: attributing model behavior at scale (ICML 2023), arXiv:2303.14186,
-        Eq. 16 and Alg. 1.
+        Sec. 3 and Alg. 1.
     """
 
     checkpoints: Sequence[ModelCheckpoint] = field(repr=False)

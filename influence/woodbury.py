@@ -99,7 +99,7 @@ class GradientWindow:
         tensor([[0.1429]])
 
     References:
-        Frantar, Kurtic and Alistarh, M-FAC (NeurIPS 2021), arXiv:2107.03356, Sec. 3.2, the
+        Frantar, Kurtic and Alistarh, M-FAC (NeurIPS 2021), arXiv:2107.03356, Sec. 3, the
         dynamic algorithm.
     """
 

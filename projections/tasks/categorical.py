@@ -48,7 +48,7 @@ def margins(logits: Float[Tensor, "n c"], labels: Int[Tensor, " n"]) -> Float[Te
     """Return ``log(p / (1 - p))`` of each label: its logit less the log-sum-exp of the others.
 
     References:
-        Park et al., TRAK (ICML 2023), arXiv:2303.14186, Eq. 11.
+        Park et al., TRAK (ICML 2023), arXiv:2303.14186, Sec. 3.
     """
     own = logits.gather(1, labels[:, None])
     others = logits.scatter(1, labels[:, None], -torch.inf)

@@ -34,7 +34,7 @@ class LogOdds(Task):
         tensor([0.5000])
 
     References:
-        Park et al., TRAK (ICML 2023), arXiv:2303.14186, Sec. 3 (Eq. 11 and 12).
+        Park et al., TRAK (ICML 2023), arXiv:2303.14186, Sec. 3.
     """
 
     def __init__(self, task: Task) -> None:
