@@ -1,6 +1,7 @@
 """The reading order is the architecture: a module imports only what stands above it."""
 
 import ast
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -363,3 +364,16 @@ def test_other_packages_are_imported_through_their_front_door() -> None:
         if used.split(".")[0] != name.split(".")[0] and "." in used
     ]
     assert not wrong
+
+
+def test_the_readme_names_modules_that_there_are() -> None:
+    text = (ROOT / "README.md").read_text()
+    table = text.partition("## Methods")[2].partition("## How good")[0]
+    named, package = [], ""
+    for line in table.splitlines():
+        cells = line.split("|")
+        for name in re.findall(r"`([a-z_.]+)`", cells[2] if len(cells) > 4 else ""):
+            package = name.rpartition(".")[0] if not name.startswith(".") else package
+            named.append(package + name if name.startswith(".") else name)
+    assert len(named) > 50
+    assert [name for name in named if name not in ORDER] == []
