@@ -13,6 +13,7 @@ digits of scikit-learn stand in for both.
 import argparse
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from measuring import options, parse, publish, table
 from pruning_problems import BATCH, RATE, Problem, digits, mnist, training, trec
-from pruning_scores import Suspicion, predict, recall, score_all
+from pruning_scores import Suspicion, held_out, one_pass, predict, recall, score_all
 from retraining import train_many
 from scipy.stats import spearmanr
 
@@ -251,20 +252,53 @@ def spread(values: list[float], digits: int = 3) -> str:
 
 
 def consistency(folder: Path, seeds: int, cache: Cache) -> list[str]:
-    """Return rank correlations with the published consistency scores of MNIST."""
+    """Return rank correlations with consistency: as published, and as measured here."""
     path = folder / "mnist-cscores.npy"
     head = "## Consistency scores\n\n"
-    if not path.exists():
-        return [f"{head}There are no published scores in {path.name}, so none are compared."]
-    found = cache.get(f"cscores/{seeds}", lambda: _correlations(folder, np.load(path), seeds))
-    rows = [[name, *(f"{value:.3f}" for value in values)] for name, values in found.items()]
+    parts = [f"{head}There are no published scores in {path.name}, so none are compared."]
+    if path.exists():
+        found = cache.get(f"cscores/{seeds}", lambda: _correlations(folder, np.load(path), seeds))
+        control = cache.get("control", lambda: _control(folder, np.load(path)))
+        rows = [[name, *(f"{value:.3f}" for value in values)] for name, values in found.items()]
+        rows.append(
+            ["pixels: distance to the mean of the class", *[f"{control:.3f}"] * len(EPOCHS)]
+        )
+        text = (
+            f"{head}Spearman correlation with the published consistency scores (Jiang et al. 2021) "
+            f"of {NUM_CSCORES:,} images with their own labels. A consistent image is easy, so "
+            f"scores of difficulty are expected to be negative. Mean of each score over {seeds} "
+            "seeds, after some epochs; forgetting is counted over as many. Where even the distance "
+            "to the mean image of the class, which needs no model, has no correlation, the "
+            "published scores are in another order than the images, and nothing can be said."
+        )
+        parts = [text, table(["score", *(f"epoch {epoch}" for epoch in EPOCHS)], rows)]
+    own = [cache.get(f"own/{seed}", lambda seed=seed: _own(folder, seed)) for seed in range(seeds)]
+    lines = [[name, spread([one[name] for one in own])] for name in own[0]]
     text = (
-        f"{head}Spearman correlation with the published consistency scores (Jiang et al. 2021) of "
-        f"{NUM_CSCORES:,} images with their own labels. A consistent image is easy, so scores of "
-        f"difficulty are expected to be negative. Mean of each score over {seeds} seeds, after "
-        "some epochs; forgetting is counted over as many."
+        "The same with consistency measured here: the probability of the label under networks that "
+        "did not see the image, from four folds of the first 10,000 images with their own labels."
     )
-    return [text, table(["score", *(f"epoch {epoch}" for epoch in EPOCHS)], rows)]
+    return [*parts, text, table(["score", "Spearman correlation"], lines)]
+
+
+def _own(folder: Path, seed: int) -> dict[str, float]:
+    """Return correlations with the probability under networks that did not see an image."""
+    flipped = mnist(folder, num_train=10_000, seed=seed)
+    problem = replace(flipped, given=flipped.true)
+    *_, model = training(problem, problem.given, problem.score_epoch, seed)
+    found = one_pass(problem, Classification(model), seed)
+    consistent = -held_out(problem, seed, None)["held-out probability"]
+    names = ("EL2N", "loss", "GraNd", "self-influence", "weight alignment", "agreement in class")
+    return {name: float(spearmanr(found[name], consistent)[0]) for name in names}  # pyright: ignore
+
+
+def _control(folder: Path, published: np.ndarray) -> float:
+    """Return the correlation of a difficulty that needs no model."""
+    problem = mnist(folder, num_train=NUM_CSCORES, seed=0)
+    rows, labels = problem.inputs, problem.true
+    means = torch.stack([rows[labels == c].mean(0) for c in range(problem.num_classes)])
+    distances = (rows - means[labels]).norm(dim=1).numpy()
+    return float(spearmanr(distances, published)[0])  # pyright: ignore
 
 
 def _correlations(folder: Path, published: np.ndarray, seeds: int) -> Mapping[str, list[float]]:
