@@ -16,6 +16,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -160,23 +161,38 @@ class Bench:
             write_scored(result, path)
         return result
 
+    @cached_property
+    def known(self) -> np.ndarray:
+        """Which queries have a truth: losses that vary over both halves of the subsets."""
+        assert self.losses is not None
+        parts = np.array_split(self.losses, 2, axis=1)
+        return np.all([(np.ptp(part, axis=1) > 0).all(0) for part in parts], axis=0)
+
     def lds(self, scores: np.ndarray, part: slice = slice(None)) -> Estimate:
         """Return the LDS on some of the subsets, for as many queries as were asked.
 
-        A query whose scores are all equal, as where its gradient is zero, counts as 0.
+        A query whose scores are all equal, as where its gradient is zero, counts as 0; one
+        without a truth does not count.
         """
-        assert self.masks is not None and self.losses is not None
-        losses = self.losses.mean(0)[part, : len(scores)]
+        masks, scores, losses = self._compared(scores, part)
         varied = np.ptp(scores, axis=1) > 0
-        found = linear_datamodeling_score(self.masks[part], scores[varied], losses[:, varied])
         values = np.zeros(len(scores))
-        values[varied] = found.values
+        if varied.any():
+            found = linear_datamodeling_score(masks, scores[varied], losses[:, varied])
+            values[varied] = found.values
         return Estimate.over(values)
 
     def lds_error(self, scores: np.ndarray, part: slice) -> float:
+        return error_over_subsets(*self._compared(scores, part))
+
+    def _compared(
+        self, scores: np.ndarray, part: slice
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return subsets, scores and losses of the queries that were asked and have a truth."""
         assert self.masks is not None and self.losses is not None
+        known = self.known[: len(scores)]
         losses = self.losses.mean(0)[part, : len(scores)]
-        return error_over_subsets(self.masks[part], scores, losses)
+        return self.masks[part], scores[known], losses[:, known]
 
     def chosen(self, scored: Scored) -> str:
         """Return the damping that is best on the first half of the subsets."""
@@ -285,9 +301,14 @@ def retrained_part(bench: Bench, found: list[Scored], out: Path | None) -> Itera
         )
         label = scored.method + few_queries(setup, default)
         points.append((label, scored.seconds, scored.bytes_kept, lds))
-    ceiling = f"ceiling {lds_ceiling(bench.losses)}" if len(bench.losses) > 1 else "one seed"
+    ceiling = (
+        f"ceiling {lds_ceiling(bench.losses[:, :, bench.known])}"
+        if len(bench.losses) > 1
+        else "one seed"
+    )
     yield (
-        f"{len(bench.masks)} halves, {len(bench.losses)} seeds a half; {ceiling}. "
+        f"{len(bench.masks)} halves, {len(bench.losses)} seeds a half; {ceiling}, over "
+        f"{int(bench.known.sum())} queries whose losses vary. "
         f"{setup.num_drops} queries for the rise of the loss, in nats; {setup.num_left_out} "
         "examples left out one at a time."
     )

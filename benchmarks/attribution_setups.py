@@ -346,7 +346,7 @@ def lm_domains(data: Path | None) -> Setup:
         queries=(held,),
         as_task=CausalLM,
         num_subsets=40,
-        num_drops=6,
+        num_drops=0,
         labels=kinds,
         query_labels=asked,
     )
