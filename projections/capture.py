@@ -36,7 +36,7 @@ from projections.per_example import (
     merge_terms,
 )
 from projections.replay import first_tensor, floating_tensors
-from projections.sharded import is_sharded, mean_gradients, put_away
+from projections.sharded import is_sharded, mean_gradients, precision, put_away
 
 Observer = Callable[[Gradient], None]
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
@@ -399,7 +399,7 @@ def check_complete(model: nn.Module, layout: Layout, run: Callable[[], Tensor]) 
     if not expected:
         return
     scale = max(float(value) for value in expected.values())
-    tolerance = 10 * torch.finfo(next(model.parameters()).dtype).eps ** 0.5
+    tolerance = 10 * torch.finfo(precision(model) or torch.float32).eps ** 0.5
     for name, value in expected.items():
         truth, own = float(value), float(found.get(name, value * 0).clamp(min=0).sqrt())
         if abs(truth - own) > tolerance * (truth + 1e-3 * max(scale, 1)):

@@ -47,7 +47,7 @@ from projections.rounds import (
     save_round,
     write_round,
 )
-from projections.sharded import is_sharded
+from projections.sharded import is_sharded, precision
 from projections.task import Task, to_device
 from projections.tracing import trace
 
@@ -422,8 +422,7 @@ class _Walk:
         probe = {"loss": record.statistics["loss"]}
         if norm:
             probe["gradient norm"] = norm[0].values(record)
-        parameter = next(self.task.model.parameters(), None)
-        dtype = record.dtype if parameter is None else parameter.dtype
+        dtype = precision(self.task.model) or record.dtype
         return {kind: value.cpu().to(dtype) for kind, value in probe.items()}
 
     def _run(

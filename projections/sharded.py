@@ -6,7 +6,9 @@ ranks must run the model equally often.
 """
 
 from collections.abc import Sequence
+from itertools import islice
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -40,6 +42,15 @@ def whole(tensor: Tensor) -> Tensor:
 def own_part(tensor: Tensor) -> Tensor:
     """Return what this rank has of a tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def precision(model: nn.Module) -> torch.dtype | None:
+    """Return the shortest type that parameters have while a model runs; None without any."""
+    states = [m._get_fsdp_state() for m in model.modules() if isinstance(m, FSDPModule)]
+    shortened = [state._mp_policy.param_dtype for state in states]
+    own = [parameter.dtype for parameter in islice(model.parameters(), 1)]
+    found = [dtype for dtype in (*own, *shortened) if dtype is not None]
+    return min(found, key=lambda dtype: dtype.itemsize, default=None)
 
 
 def mean_gradients(parameters: Sequence[nn.Parameter], loss: Tensor) -> list[Tensor | None]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from pass_ranks import READING, texts
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -73,6 +73,7 @@ CASES: dict[str, Any] = {
     "checkpointed": lambda: Blocks(checkpointed=True).double(),
     "llama": llama,
     "bfloat16": lambda: Blocks(checkpointed=False).bfloat16(),
+    "mixed precision": llama,
 }
 
 
@@ -82,10 +83,11 @@ def make_task(name: str, *, spread: bool) -> CausalLM:
     model = CASES[name]()
     if spread:
         current_ranks()
-        blocks = model.model.layers if name == "llama" else model.blocks
-        for block in blocks:
-            fully_shard(block)
-        fully_shard(model)
+        shortened = torch.bfloat16 if name == "mixed precision" else None
+        policy = MixedPrecisionPolicy(param_dtype=shortened)
+        for block in model.blocks if isinstance(model, Blocks) else model.model.layers:
+            fully_shard(block, mp_policy=policy)
+        fully_shard(model, mp_policy=policy)
     return CausalLM(model)
 
 
@@ -134,5 +136,4 @@ if __name__ == "__main__":
         for key, values in found_by(name, spread=True, folder=path).items():
             results[f"{name}: {key}"] = values
     np.savez(folder / f"rank{ranks.rank}.npz", **results)
-    if len(sys.argv) == 2:
-        (folder / "refusals").write_text("\n".join(refusals()))
+    (folder / "refusals").write_text("\n".join(refusals()))
