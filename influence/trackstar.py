@@ -125,7 +125,7 @@ class FittedTrackStar:
     """
 
     store: StoredRows
-    roots: list[Float[np.ndarray, "b b"]]
+    roots: list[Float[np.ndarray, "_ _"]]
     mixing: float
 
     def whiten(self, rows: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:
@@ -169,7 +169,7 @@ def gram(blocks: Any, some: slice) -> Float[np.ndarray, "b b"]:
 
 
 def choose_mixing(
-    train: list[Float[np.ndarray, "b b"]], asked: list[Float[np.ndarray, "b b"]], num_common: int
+    train: list[Float[np.ndarray, "_ _"]], asked: list[Float[np.ndarray, "_ _"]], num_common: int
 ) -> float:
     """Return the share at which both matrices weigh the same at the given eigenvalue.
 
@@ -184,8 +184,8 @@ def choose_mixing(
 
 
 def inverse_roots(
-    blocks: list[Float[np.ndarray, "b b"]], damping: float
-) -> list[Float[np.ndarray, "b b"]]:
+    blocks: list[Float[np.ndarray, "_ _"]], damping: float
+) -> list[Float[np.ndarray, "_ _"]]:
     """Return the symmetric inverse root of each damped block.
 
     Raises:
