@@ -96,7 +96,7 @@ def classes_of_tasks(
         "A pretrained language model of 260,032 parameters, trained on the answers of each task "
         "for 2 epochs. Members are the 90 examples of a query's variation: area under the ROC "
         "curve, and their share among the 90 first. Texts name their variation by template, so "
-        "that words alone suffice.",
+        "that words alone nearly suffice.",
     ]
     lines = []
     for name in TASKS[:1] if tiny else TASKS:
