@@ -12,12 +12,12 @@ import json
 import subprocess
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from measuring import options, publish, table
+from measuring import options, parse, publish, table
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from influence import EKFAC, FittedCurvature, make_plan
@@ -221,9 +221,13 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--peer-python", help="python of an environment with kronfluence")
     parser.add_argument("--models", nargs="+", default=["a", "b"], help="which of a and b")
-    arguments = parser.parse_args()
+    parser.add_argument("--num-train", type=int, help="sequences, other than the default")
+    parser.add_argument("--batch-size", type=int, help="sequences that run together, on both sides")
+    arguments = parse(parser)
     rows = []
-    chosen = [setting for setting in FULL if setting.name in arguments.models]
+    given = {"num_train": arguments.num_train, "batch_size": arguments.batch_size}
+    changed = {name: value for name, value in given.items() if value is not None}
+    chosen = [replace(setting, **changed) for setting in FULL if setting.name in arguments.models]
     for setting in QUICK if arguments.quick else chosen:
         rows += run(setting, arguments.peer_python)
     head = ["model", "library", "fit / plain", "scores / plain", "fit / peer", "scores / peer"]
@@ -236,7 +240,8 @@ def main() -> None:
         "Fisher, so that their scores can be compared.",
         "; ".join(
             f"{s.name}: hidden {s.hidden}, intermediate {s.intermediate}, {s.num_layers} layers, "
-            f"{s.num_train} sequences of {s.length}, {s.num_queries} queries"
+            f"{s.num_train} sequences of {s.length} in batches of {s.batch_size}, {s.num_queries} "
+            "queries"
             for s in (QUICK if arguments.quick else chosen)
         ),
     ]
