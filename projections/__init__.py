@@ -82,6 +82,7 @@ from projections.progress import show_progress, track
 from projections.queries import project_gradients, query_rows
 from projections.rademacher import Rademacher, sign_entries
 from projections.ranks import Ranks, alone, current_ranks
+from projections.ray_data import check_ray_arguments, is_on_ray, map_on_ray
 from projections.records import compressing, read_dataset, write_dataset
 from projections.rerank import Reranked
 from projections.scores import Scores, read_parquet
@@ -108,7 +109,7 @@ from projections.tasks import (
 )
 from projections.tasks.classification import LABEL_COLUMNS
 from projections.tensorsketch import TensorSketch
-from projections.texts import Block, TextBatch, TextColumns, Texts, as_texts
+from projections.texts import Block, TextBatch, TextColumns, Texts, as_texts, ray_block
 from projections.watch import Watch
 from projections.weight_alignment import WeightAlignment, summarize_alignment
 
@@ -217,6 +218,7 @@ __all__ = [
     "check_between",
     "check_not_empty",
     "check_one_of",
+    "check_ray_arguments",
     "compact",
     "compact_store",
     "compressing",
@@ -235,9 +237,11 @@ __all__ = [
     "flatten_batches",
     "head_slots",
     "index_gradients",
+    "is_on_ray",
     "is_sharded",
     "keyed_words",
     "less_direction",
+    "map_on_ray",
     "matches",
     "merge_stores",
     "normal_entries",
@@ -249,6 +253,7 @@ __all__ = [
     "project_gradients",
     "query_rows",
     "random_kronecker",
+    "ray_block",
     "read_adam_state",
     "read_dataset",
     "read_json",

@@ -21,6 +21,7 @@ from pyarrow import ArrowInvalid
 
 from projections.data import Rows
 from projections.errors import DataError
+from projections.ray_data import check_ray_ids, is_on_ray, ray_tables
 from projections.streams import (
     COMPRESSED,
     Lines,
@@ -102,7 +103,8 @@ class Texts:
     Args:
         data: One or more paths (jsonl, parquet or csv, the first and the last also as gz or
             zst; or a folder made by ``save_to_disk``), a `datasets.Dataset`, any iterable of
-            texts or of mappings, or a function that returns an iterator of these.
+            texts or of mappings, or a function that returns an iterator of these; a
+            ``ray.data.Dataset`` with a column of ids, whose blocks Ray's workers work on.
         columns: Names of the columns.
 
     Raises:
@@ -138,11 +140,17 @@ class Texts:
         return list(self.data) if several and all(isinstance(x, Path) for x in self.data) else []
 
     @property
+    def on_ray(self) -> bool:
+        """Whether the data is a dataset of Ray."""
+        return is_on_ray(self.data)
+
+    @property
     def fingerprint(self) -> str:
         """Text that changes with the files, or with what `Rows` says of the data."""
         if self.paths:
             return sha256(repr([_stamp(path) for path in self.paths]).encode()).hexdigest()[:16]
-        sized = hasattr(self.data, "__len__") and hasattr(self.data, "__getitem__")
+        whole = hasattr(self.data, "__len__") and not self.on_ray
+        sized = whole and hasattr(self.data, "__getitem__")
         return Rows(self.data, by_position=True).fingerprint if sized else type(self.data).__name__
 
     @property
@@ -152,7 +160,7 @@ class Texts:
         if kinds and kinds <= {".jsonl", ".json"}:
             plain = all(path.suffix not in COMPRESSED for path in self.paths)
             return sum(path.stat().st_size for path in self.paths) if plain else None, "B"
-        sized = not self.paths and hasattr(self.data, "__len__")
+        sized = not self.paths and not self.on_ray and hasattr(self.data, "__len__")
         return len(self.data) if sized else None, "rows"
 
     def blocks(self) -> Iterator[Block]:
@@ -162,6 +170,9 @@ class Texts:
                 yield from _file_blocks(path, self.columns, prefix)
         elif isinstance(self.data, datasets.Dataset):
             yield from _dataset_blocks(self.data, self.columns, "the dataset")
+        elif self.on_ray:
+            for table in ray_tables(self.data):
+                yield ray_block(table, self.columns)
         else:
             items: Any = self.data() if callable(self.data) else _items(self.data)
             yield from _item_blocks(items, self.columns)
@@ -259,6 +270,16 @@ class TableBlock:
     def _where(self, row: int) -> str:
         """Return how the place of a row is called."""
         return f"{self.source}, row {self.first_row + row}"
+
+
+def ray_block(table: pa.Table, columns: TextColumns) -> TableBlock:
+    """Return a block of a Ray dataset, whose rows have no number to know them by.
+
+    Raises:
+        DataError: It has no column of ids.
+    """
+    check_ray_ids(table, columns.id)
+    return TableBlock(table, columns, 0, "", "a block of the Ray dataset")
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ projections.base            the seams: column, accumulator, projector, results
 projections.data            datasets as rows with stable ids
 projections.streams         files as streams of lines
 projections.records         datasets from files and back
+projections.ray_data        work on the blocks of a Ray dataset
 projections.texts           texts with ids from anything, in blocks
 projections.parallel        work on many items at once, in order
 projections.labels          where the labels of a Fisher matrix come from
@@ -239,6 +240,7 @@ selection.dsir.noise        noise that belongs to a row
 selection.dsir.pieces       rows cut into pieces
 selection.dsir.top_rows     the largest keys so far
 selection.dsir.resampling   rows drawn by their weights
+selection.dsir.on_ray       passes over the blocks of a Ray dataset
 selection.dsir.passes       counting and weighing text
 selection.dsir.estimator    importance resampling towards a target
 selection.dsir.report       what a draw did to the data

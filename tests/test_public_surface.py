@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("projections", "influence", "selection")
-HEAVY = ("faiss", "matplotlib", "sklearn")
+HEAVY = ("faiss", "matplotlib", "ray", "sklearn")
 ALIASES = {
     "Provenance",
     "FisherName",

@@ -28,6 +28,7 @@ from projections import (
     as_texts,
     check_at_least,
     check_one_of,
+    check_ray_arguments,
     replacing,
 )
 from selection.base import Selection
@@ -161,6 +162,8 @@ class DSIR:
             path: The folder.
             about: What else its result depends on, as plain JSON values.
         """
+        if texts.on_ray:
+            check_ray_arguments(num_workers=num_workers, path=path)
         checkpoint = None
         if path is not None:
             description = {"settings": self.describe(), "data": texts.fingerprint, **(about or {})}
@@ -425,3 +428,7 @@ class Collected:
     def add(self, result: Weighed) -> None:
         """Take the rows of a block."""
         self.parts.append(result)
+
+    def merge(self, other: "Collected") -> None:
+        """Take the rows of others."""
+        self.parts += other.parts

@@ -21,6 +21,7 @@ from torch import Tensor
 from projections import Block, FolderCheckpoint, TextBatch, Texts, ordered_map, track
 from selection.dsir.ngrams import HashedNgrams, NgramBatch
 from selection.dsir.noise import row_uniforms
+from selection.dsir.on_ray import merge_on_ray, results_on_ray
 from selection.dsir.pieces import cut
 
 NUM_LEVELS = 16  # the smallest sample is that share of two of the rows
@@ -56,10 +57,13 @@ class Walk:
         Args:
             texts: The texts.
             work: Done by a worker; its result has ``size``.
-            states: Each has ``name``, ``add``, ``state`` and ``load``.
+            states: Each has ``name``, ``add``, ``state`` and ``load``; and ``merge`` for Ray.
             description: What the pass does, in a few words.
             argument: Called as a block is handed out.
         """
+        if texts.on_ray:
+            merge_on_ray(texts, work, states, description, argument())
+            return
         done = 0 if self.checkpoint is None else self.checkpoint.num_finished
         if self.checkpoint is not None:
             self.checkpoint.restore(states)
@@ -97,6 +101,9 @@ class Walk:
             argument: Called as a block is handed out.
             skip: Blocks that were finished before.
         """
+        if texts.on_ray:
+            yield from results_on_ray(texts, work, description, argument())
+            return
         blocks = texts.blocks()
         skipped = sum(block.size for block in islice(blocks, skip))
         results = ordered_map(
@@ -202,10 +209,20 @@ class LevelCounts:
         return 0.5**self.lowest
 
     def add(self, result: Counted) -> None:
-        """Add a block, and drop levels while there is too much."""
+        """Add a block."""
         for level, counts in result.counts.items():
             self.levels[level] += counts
             self.rows[level] += result.num_rows[level]
+        self._drop()
+
+    def merge(self, other: "LevelCounts") -> None:
+        """Add other blocks; levels that were dropped there are dropped here in the end."""
+        self.levels += other.levels
+        self.rows += other.rows
+        self._drop()
+
+    def _drop(self) -> None:
+        """Drop levels while there is too much."""
         while self.most is not None and self.lowest < NUM_LEVELS - 1:
             if self.levels[self.lowest :].sum() <= self.most:
                 break

@@ -193,6 +193,15 @@ class Survey:
             new = [(sign * float(best[row]), *_row(result.batch, row)) for row in rows]
             self.ends[end] = heapq.nlargest(NUM_SHOWN, self.ends[end] + new)
 
+    def merge(self, other: "Survey") -> None:
+        """Take the rows of another one."""
+        self.counts += other.counts
+        for which in range(2):
+            self.lengths[which].update(other.lengths[which])
+            self.domains[which].update(other.domains[which])
+        for end, rows in other.ends.items():
+            self.ends[end] = heapq.nlargest(NUM_SHOWN, self.ends[end] + rows)
+
     def facts(self, target: Float[np.ndarray, " B"]) -> dict[str, Any]:
         """Return what was found, with divergences from the target."""
         names = ("before", "after", "random")

@@ -170,6 +170,14 @@ class Resampler:
                 columns = {"num_tokens": num_tokens, "log_weight": log_weights[:, number]}
                 self._tops[target, domain].offer(ids, own, columns)
 
+    def merge(self, other: "Resampler") -> None:
+        """Take the rows that another one with the same draw was offered."""
+        self.counters = {name: self.counters[name] + other.counters[name] for name in COUNTERS}
+        self.sums[:2] = np.logaddexp(self.sums[:2], other.sums[:2])
+        self.sums[2] = np.maximum(self.sums[2], other.sums[2])
+        for pair, top in self._tops.items():
+            top.merge(other._tops[pair])
+
     def selection(self) -> Selection:
         """Return what was drawn, best key first within each target.
 

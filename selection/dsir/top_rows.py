@@ -5,7 +5,7 @@ rows come: ties go by the hash of the id.
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -64,6 +64,18 @@ class TopRows:
         self._waiting += len(wanted)
         if self._waiting > WAITING:
             self._sort_in()
+
+    def merge(self, other: "TopRows") -> None:
+        """Take the rows that another list with the same budget has kept."""
+        self.largest = max(self.largest, other.largest)
+        ids, keys, columns = other._sorted()
+        if len(ids):
+            self.offer(ids, keys, columns)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is sent to another process: no more than is kept."""
+        self._sort_in()
+        return self.__dict__
 
     @property
     def ids(self) -> pa.Array:
