@@ -11,7 +11,7 @@ from influence.layer_shapes import LayerShape, ModelShape
 FLOAT = 4  # bytes of a number
 # Times that elementwise operations of a forward and backward read or write each input and
 # output of a linear map, and each logit; measured on models like Llama on a CPU.
-MOVES = 7.0
+MOVES = 4.0
 
 
 @dataclass(frozen=True)
