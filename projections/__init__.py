@@ -31,7 +31,7 @@ from projections.concatenated import Concatenated
 from projections.coordinates import Coordinates, coordinates
 from projections.data import Rows, as_ids, as_rows, bytes_of, flatten_batches
 from projections.directions import Direction, GradientSum
-from projections.embeddings import Embeddings, Encoder, as_embeddings, embed
+from projections.embeddings import Embeddings, as_embeddings, embed
 from projections.encoders import (
     ColumnEncoder,
     FittedTfidfSVD,
@@ -40,6 +40,7 @@ from projections.encoders import (
     TfidfSVD,
     texts_of,
 )
+from projections.encoding import Encoder
 from projections.errors import (
     ConvergenceError,
     DataError,
@@ -112,9 +113,12 @@ from projections.tensorsketch import TensorSketch
 from projections.texts import Block, TextBatch, TextColumns, Texts, as_texts, ray_block
 from projections.watch import Watch
 from projections.weight_alignment import WeightAlignment, summarize_alignment
+from projections.workers import HERE, ON_RAY, OnRay, Workers
 
 __all__ = [
+    "HERE",
     "LABEL_COLUMNS",
+    "ON_RAY",
     "SJLT",
     "SRHT",
     "Accumulator",
@@ -165,6 +169,7 @@ __all__ = [
     "Moments",
     "NonDeterministicError",
     "NonFiniteError",
+    "OnRay",
     "OuterProducts",
     "Parameter",
     "PassPlan",
@@ -206,6 +211,7 @@ __all__ = [
     "Vectors",
     "Watch",
     "WeightAlignment",
+    "Workers",
     "adam_direction",
     "alone",
     "append_gradients",

@@ -8,8 +8,8 @@ the order of their ids, so that no result depends on the order of the data. Not 
 embeddings of tokens, and rows of different lengths.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,19 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from projections.base import Provenance, Table
-from projections.checks import check_at_least
+from projections.checks import check_at_least, check_not_empty
 from projections.data import as_ids, as_rows, shard_ranges
+from projections.encoding import Encoder, EncodeTable, encode
 from projections.errors import DataError, NonFiniteError
 from projections.fingerprint import describe
 from projections.progress import track
+from projections.ray_data import check_ray_arguments, is_on_ray, map_on_ray
 from projections.row_types import ROWS
 from projections.store import GradientStore
 from projections.store_writer import StoreWriter
+from projections.workers import HERE, ON_RAY, Workers
 
 CHECK_BYTES = 1 << 26  # read at a time when rows are checked
-Encoder = Callable[[list[Any]], Any]
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Embeddings:
         rows: One vector a row, ``n d``, in memory or mapped from disk.
         ids: Ids of the rows; their positions unless given.
         provenance: Where the vectors came from.
+        workers: Who clusters and compares them: this process, or a cluster.
 
     Raises:
         DataError: An id is missing or occurs twice, or there are not as many as rows.
@@ -53,6 +56,7 @@ class Embeddings:
     rows: np.ndarray
     ids: np.ndarray = None  # pyright: ignore[reportAssignmentType]
     provenance: Provenance = field(default_factory=dict)
+    workers: Workers = HERE
 
     def __post_init__(self) -> None:
         """Check shapes, ids and numbers."""
@@ -86,7 +90,7 @@ class Embeddings:
 
     def take(self, which: np.ndarray) -> "Embeddings":
         """Return some rows, by position or by a mask."""
-        return Embeddings(self.rows[which], self.ids[which], self.provenance)
+        return replace(self, rows=self.rows[which], ids=self.ids[which])
 
     def by_id(self) -> "Embeddings":
         """Return the rows in the order of their ids; themselves where they are in it."""
@@ -112,7 +116,7 @@ class Embeddings:
             part = out[start : start + len(block)]
             np.divide(block, norms, out=part, where=norms > 0, casting="same_kind")
             part[norms[:, 0] == 0] = 0
-        return Embeddings(out, self.ids, self.provenance)
+        return replace(self, rows=out)
 
 
 def as_embeddings(source: Any) -> Embeddings:
@@ -149,13 +153,14 @@ def embed(
     """Compute the embedding of every row, one shard at a time.
 
     Args:
-        data: A dataset; see `Rows`.
+        data: A dataset; see `Rows`. A ``ray.data.Dataset`` with a column ``id`` is encoded
+            by the workers of its cluster, and gathered in memory.
         encoder: Any function from a list of rows to a matrix with one vector a row. One
             that is a frozen dataclass, or has ``describe``, is told apart from others.
         path: A folder that keeps finished shards; the same call goes on where an earlier
             one was stopped. Without it everything is kept in memory only.
         batch_size: Rows that the encoder gets at a time.
-        shard_size: Rows that are finished, and safe, at a time.
+        shard_size: Rows that are finished, and safe, at a time; on Ray, those of a block.
 
     Returns:
         The vectors as float32, in the order of the data.
@@ -171,6 +176,9 @@ def embed(
                [3.]], dtype=float32)
     """
     check_at_least("batch_size", batch_size, 1)
+    if is_on_ray(data):
+        check_ray_arguments(path=path)
+        return _embed_on_ray(data, encoder, batch_size)
     rows = as_rows(data)
     shards = shard_ranges(len(rows), shard_size)
     note = {"encoder": _describe(encoder), "data": rows.fingerprint}
@@ -183,6 +191,18 @@ def embed(
         writer.write(shard, table)
     store = GradientStore.open(path)
     return Embeddings(store.rows(np.arange(len(store))), store.ids, note)
+
+
+def _embed_on_ray(dataset: Any, encoder: Encoder, batch_size: int) -> Embeddings:
+    """Return what workers encode, in the order of the data."""
+    work = EncodeTable(encoder=encoder, batch_size=batch_size)
+    blocks = track(map_on_ray(dataset, work), "embed", total=None, size=lambda block: len(block[1]))
+    found = list(blocks)
+    check_not_empty("data", len(found))
+    ids = [row_id for block, _ in found for row_id in block]
+    note = {"encoder": _describe(encoder), "data": "ray.data.Dataset"}
+    rows = np.concatenate([vectors for _, vectors in found])
+    return Embeddings(rows, as_ids(ids, "column 'id'"), note, ON_RAY)
 
 
 def _encode(
@@ -199,11 +219,7 @@ def _encode(
     )
     for shard in todo:
         positions = list(shards[shard])
-        parts = [
-            _call(encoder, rows.fetch(positions[start : start + batch_size]))
-            for start in range(0, len(positions), batch_size)
-        ]
-        vectors = np.concatenate(parts)
+        vectors = encode(encoder, rows.fetch(positions), batch_size)
         bad = _not_finite(vectors)
         if bad.any():
             found = rows.ids[positions][bad][:10].tolist()
@@ -211,17 +227,6 @@ def _encode(
                 f"every embedding must be finite. Those of the ids {found} are not."
             )
         yield shard, vectors
-
-
-def _call(encoder: Encoder, batch: list[Any]) -> Float[np.ndarray, "n d"]:
-    """Return the vectors of a batch, and refuse what are none."""
-    vectors = np.asarray(encoder(batch), dtype=np.float32)
-    if vectors.ndim != 2 or len(vectors) != len(batch):
-        raise ValueError(
-            f"`encoder` must return a matrix with one vector a row. For {len(batch)} rows it "
-            f"returned the shape {vectors.shape}."
-        )
-    return vectors
 
 
 def _describe(encoder: Encoder) -> dict[str, Any]:

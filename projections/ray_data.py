@@ -72,7 +72,7 @@ def ray_tables(dataset: Any) -> Iterator[pa.Table]:
                 yield table
 
 
-def check_ray_arguments(*, num_workers: int, path: Any) -> None:
+def check_ray_arguments(*, num_workers: int = 1, path: Any = None) -> None:
     """Refuse what is decided by Ray.
 
     Raises:

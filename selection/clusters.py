@@ -5,7 +5,7 @@ Letters: ``n`` rows, ``d`` dimensions, ``c`` clusters.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -113,13 +113,22 @@ class KMeans:
             max_points_per_centroid=self.sample,
         )
         kmeans.train(np.ascontiguousarray(rows, np.float32))
-        index = faiss.IndexFlatL2(rows.shape[1])
-        index.add(kmeans.centroids)
-        found = [index.search(block, 1) for block in _blocks(rows)]
-        labels = np.concatenate([where[:, 0] for _, where in found])
-        distances = np.concatenate([far[:, 0] for far, _ in found])
+        found = list(embeddings.workers.map(partial(nearest, kmeans.centroids), _blocks(rows)))
+        labels = np.concatenate([where for where, _ in found])
+        distances = np.concatenate([far for _, far in found])
         used, labels = np.unique(labels, return_inverse=True)
         return Clusters(kmeans.centroids[used], labels, distances)
+
+
+def nearest(
+    centroids: Float[np.ndarray, "c d"], rows: Float[np.ndarray, "b d"]
+) -> tuple[Int[np.ndarray, " b"], Float[np.ndarray, " b"]]:
+    """Return the nearest centroid of each row, and the squared distance to it."""
+    faiss = require("faiss", INSTALL_FAISS)
+    index = faiss.IndexFlatL2(rows.shape[1])
+    index.add(centroids)
+    distances, labels = index.search(rows, 1)
+    return labels[:, 0], distances[:, 0]
 
 
 def _blocks(rows: np.ndarray) -> Iterator[Float[np.ndarray, "b d"]]:

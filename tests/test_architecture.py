@@ -85,6 +85,8 @@ projections.store           rows of projected gradients on disk
 projections.store_writer    writing a store that survives a kill
 projections.stored_rows     rows on disk or in memory, for metrics
 projections.store_edits     delete, compact and merge
+projections.workers         who works on the parts of a job
+projections.encoding        from some rows to their vectors
 projections.embeddings      one vector a row, from anything, kept in shards
 projections.encoders        from rows to embeddings
 projections.best            the best rows so far

@@ -8,6 +8,7 @@ clusters are therefore both kept; fewer clusters find more, for more work.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -83,9 +84,12 @@ class SemanticDedup:
         number = self.num_clusters or -(-len(pool) // ROWS_PER_CLUSTER)
         clusters = self._cluster(given, number)
         owners, cosines = np.full(len(pool), -1), np.zeros(len(pool))
-        for cluster in track(range(len(clusters)), "dedup", unit="clusters", total=len(clusters)):
-            members = self._ordered(clusters, cluster)
-            kept, found = first_similar(given.rows[members], self.threshold)
+        groups = [self._ordered(clusters, cluster) for cluster in range(len(clusters))]
+        compared = given.workers.map(
+            partial(first_similar, threshold=self.threshold), (given.rows[one] for one in groups)
+        )
+        both = zip(groups, compared, strict=True)
+        for members, (kept, found) in track(both, "dedup", unit="clusters", total=len(groups)):
             owners[members], cosines[members] = members[kept], found
         ids = pool.embeddings.ids
         kept_rows = np.flatnonzero(owners == np.arange(len(pool)))
