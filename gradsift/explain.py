@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gradsift.html import as_number
-from gradsift.shown_rows import ShownRows, shown_text
+from gradsift.shown_rows import Shown, ShownRows
 from influence import GradientCosine, retrieve_rows
 from projections import DataError, GradientStore, Scores
 from selection import find_class_outliers, find_repeats
@@ -182,7 +182,7 @@ def _neighbours(
     own = store.ids[place]
     alike, opposed = (
         [
-            Neighbour(row_id, float(cosine), _snippet(shown.fetch(row_id)))
+            Neighbour(row_id, float(cosine), _snippet(shown.show(row_id)))
             for row_id, cosine in zip(end.ids[0].tolist(), end.scores[0], strict=True)
             if row_id != own
         ][:NUM_NEIGHBOURS]
@@ -191,9 +191,12 @@ def _neighbours(
     return alike, opposed
 
 
-def _snippet(row: Mapping[str, Any]) -> str:
-    """Return the start of another example on one line."""
-    text = " ".join(shown_text(row).split()) if row else ""
+def _snippet(shown: Shown) -> str:
+    """Return the start of another example on one line; the fields of an image."""
+    if not shown:
+        return ""
+    fields = ", ".join(f"{name} {value}" for name, value in shown["fields"].items())
+    text = fields if shown["image"] is not None else " ".join(shown["example"].split())
     return text if len(text) <= SNIPPET else text[: SNIPPET - 3] + "..."
 
 
