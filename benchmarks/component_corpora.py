@@ -7,6 +7,7 @@ and beginnings of the texts of p3's tasks. Without a folder of data, sentences a
 import gzip
 import json
 import random
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -222,7 +223,7 @@ def _train(model: Model, texts: Sequence[Text], sizes: Sizes) -> None:
     for step in range(steps):
         if step % len(batches) == 0:
             order.shuffle(batches)
-            print(f"training: step {step} of {steps}", flush=True)
+            print(f"training: step {step} of {steps}", file=sys.stderr, flush=True)
         batch = batches[step % len(batches)]
         ids = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True, padding_value=IGNORED)
         loss = _loss(model.model, ids)
@@ -230,7 +231,9 @@ def _train(model: Model, texts: Sequence[Text], sizes: Sizes) -> None:
         loss.backward()
         optimizer.step()
         schedule.step()
-    print(f"training: {loss.item():.2f} nats a token in the last batch", flush=True)
+    print(
+        f"training: {loss.item():.2f} nats a token in the last batch", file=sys.stderr, flush=True
+    )
     model.model.eval()
 
 

@@ -24,6 +24,7 @@ from influence import (
     Recipe,
     classification_losses,
     language_losses,
+    lds_ceiling,
     linear_datamodeling_score,
 )
 from projections import CausalLM, Classification, Task
