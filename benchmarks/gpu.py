@@ -32,10 +32,10 @@ from influence import (
     EKFAC,
     ModelShape,
     Work,
-    formed_gradients,
     forward_and_backward,
     plan_shapes,
     shape_of_language_model,
+    sketched_gradients,
 )
 from projections import (
     SJLT,
@@ -199,8 +199,7 @@ def stages(bench: Bench, folder: Path) -> Iterator[tuple[str, Callable[[], objec
     size, shape = bench.size, bench.shape
     count = size.num_examples
     step = forward_and_backward(shape, batch=size.batch, weights=True).times(count)
-    walk = forward_and_backward(shape, batch=size.batch, weights=False)
-    sketched = (walk + formed_gradients(shape.layers)).times(count)
+    sketched = sketched_gradients(shape, batch=size.batch).times(count)
 
     def plain() -> None:
         bench.plain_seconds = bench.measure("plain step", lambda: train(bench), step)

@@ -20,11 +20,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from gradsift.machines import MeasuredMachine, seconds_of
 from influence import (
     EKFAC,
-    Work,
-    formed_gradients,
     forward_and_backward,
     plan_shapes,
     shape_of_language_model,
+    sketched_gradients,
 )
 from projections import SJLT, CausalLM, PassSettings, index_gradients
 
@@ -76,9 +75,7 @@ def predicted(setting: Setting) -> dict[str, float]:
         batch=batch,
     )
     step = forward_and_backward(shape, batch=batch, weights=True)
-    entries = float(sum(layer.size for layer in shape.layers))
-    sketch = forward_and_backward(shape, batch=batch, weights=False)
-    sketch = sketch + formed_gradients(shape.layers) + Work(scattered=entries)
+    sketch = sketched_gradients(shape, batch=batch)
     times = {stage.name: seconds_of(stage.work, machine) for stage in plan.stages}
     *fit, asked, met = times.values()
     return {

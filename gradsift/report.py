@@ -45,10 +45,9 @@ def write_report(
     Raises:
         DataError: The source is neither, or the data does not hold its rows.
     """
-    scores, facts = _read(source)
+    scores, facts, store = _read(source)
     shown = ShownRows(data, scores.ids)
     parts = [_part(scores, name, shown) for name in scores.names]
-    store = GradientStore.open(source) if source.is_dir() and _is_finished(source) else None
     out = out or source.with_name(source.name + ".report.html")
     count = f"{len(scores):,}"
     write_page(
@@ -60,34 +59,31 @@ def write_report(
         + " each: how they are distributed, and which examples stand at the ends.",
         facts=[(count, "examples"), *facts],
         scores=parts,
-        diagnostics=[] if store is None else diagnose(store, shown, group_by),
+        diagnostics=[]
+        if store is None or not store.is_finished
+        else diagnose(store, shown, group_by),
         with_data=data is not None,
         origin=_flat({"source": source, "data": data or "not given", **scores.provenance}),
     )
     return out
 
 
-def _read(source: Path) -> tuple[Scores, list[tuple[str, str]]]:
-    """Return the scores of a source, and facts for the head of the page."""
+def _read(source: Path) -> tuple[Scores, list[tuple[str, str]], GradientStore | None]:
+    """Return the scores of a source, facts for the head of the page, and the store if it is one."""
     if source.is_dir():
         store = GradientStore.open(source, allow_unfinished=True)
         facts = [(f"{store.num_dims:,}", "numbers kept of each gradient")]
         if not store.is_finished:
             facts.append((f"{store.num_planned:,}", "examples when it is finished"))
-        return Scores.from_table(store.table(), store.manifest), facts
+        return Scores.from_table(store.table(), store.manifest), facts, store
     if not source.exists():
         raise DataError(
             f"{source} must be a table of scores or the folder of a store. There is no such file."
         )
     scores = Scores.load(source)
     if scores.query_ids is None:
-        return scores, []
-    return scores, [(f"{len(scores.query_ids):,}", "queries")]
-
-
-def _is_finished(folder: Path) -> bool:
-    """Tell whether all rows of a store have been written."""
-    return GradientStore.open(folder, allow_unfinished=True).is_finished
+        return scores, [], None
+    return scores, [(f"{len(scores.query_ids):,}", "queries")], None
 
 
 def _part(scores: Scores, name: str, shown: ShownRows) -> dict[str, Any]:

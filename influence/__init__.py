@@ -98,7 +98,7 @@ from influence.trackstar import FittedTrackStar, TrackStar
 from influence.trak import TRAK
 from influence.trak_ensemble import FittedTRAKEnsemble, TRAKEnsemble
 from influence.woodbury import DualInverse, GradientWindow
-from influence.work import Product, Work, formed_gradients, forward_and_backward
+from influence.work import Product, Work, forward_and_backward, sketched_gradients
 
 __all__ = [
     "ASTRA",
@@ -216,7 +216,6 @@ __all__ = [
     "component_products",
     "copy_state",
     "error_over_subsets",
-    "formed_gradients",
     "forward_and_backward",
     "hypergradients",
     "language_losses",
@@ -242,6 +241,7 @@ __all__ = [
     "shape_of_language_model",
     "shortcut_detection",
     "show_bytes",
+    "sketched_gradients",
     "source_questions",
     "split_queries",
     "subset_detection",

@@ -26,11 +26,10 @@ from influence.damping import Damping, RelativeDamping
 from influence.gradient_sums import SquaredNorms, SwappedSums
 from influence.members import check_fitted_model
 from influence.parameter_space import ParameterSpace, parameter_space
-from influence.raw_gradients import VECTOR_BYTES, gradient_blocks, gradient_products
+from influence.raw_gradients import VECTOR_BYTES, gradient_blocks, preconditioned_products
 from projections import (
     ConvergenceError,
     PassSettings,
-    QueryTask,
     Rows,
     Scores,
     Task,
@@ -167,18 +166,17 @@ class FittedDataInf:
         Raises:
             StoreMismatchError: The model is not that of the fit.
         """
+        check_fitted_model(task, self.provenance)
         rows, asked = as_rows(data), as_rows(queries)
-        reading = self.settings.with_batching(settings)
-        blocks = gradient_blocks(
-            QueryTask(task), asked, self.space, settings=reading, memory=memory
+        values = preconditioned_products(
+            task,
+            asked,
+            rows,
+            self.space,
+            lambda vectors: self.precondition(task, vectors),
+            settings=self.settings.with_batching(settings),
+            memory=memory,
         )
-        parts = [
-            gradient_products(
-                task, rows, self.space, self.precondition(task, vectors), settings=reading
-            )
-            for vectors in blocks
-        ]
-        values = np.concatenate(parts)
         return Scores(rows.ids, {"influence": values}, asked.ids, self.provenance)
 
     def self_influence(

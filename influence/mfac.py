@@ -20,12 +20,11 @@ from torch import Tensor
 from influence.damping import Damping, RelativeDamping
 from influence.members import check_fitted_model
 from influence.parameter_space import Directions, ParameterSpace, parameter_space
-from influence.raw_gradients import VECTOR_BYTES, gradient_blocks, gradient_products
+from influence.raw_gradients import VECTOR_BYTES, gradient_blocks, preconditioned_products
 from influence.woodbury import DualInverse, GradientWindow, row_products
 from projections import (
     GradientNorm,
     PassSettings,
-    QueryTask,
     Rows,
     Scores,
     Sketch,
@@ -135,15 +134,15 @@ class FittedMFAC:
         """
         check_fitted_model(task, self.provenance)
         rows, asked = as_rows(data), as_rows(queries)
-        reading = self.settings.with_batching(settings)
-        blocks = gradient_blocks(
-            QueryTask(task), asked, self.space, settings=reading, memory=memory
+        values = preconditioned_products(
+            task,
+            asked,
+            rows,
+            self.space,
+            self.inverse.apply,
+            settings=self.settings.with_batching(settings),
+            memory=memory,
         )
-        parts = [
-            gradient_products(task, rows, self.space, self.inverse.apply(vectors), settings=reading)
-            for vectors in blocks
-        ]
-        values = np.concatenate(parts)
         return Scores(rows.ids, {"influence": values}, asked.ids, self.provenance)
 
     def self_influence(

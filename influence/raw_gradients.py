@@ -5,7 +5,7 @@ Letters: ``q`` vectors, ``n`` examples, ``d`` parameters.
 The gradients of the many are never kept: they meet the vectors a batch at a time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from influence.parameter_space import Directions, ParameterSpace
-from projections import PassSettings, Rows, Sketch, Task, check_at_least, run_pass
+from projections import PassSettings, QueryTask, Rows, Sketch, Task, check_at_least, run_pass
 
 VECTOR_BYTES = 1 << 30  # gradients held at a time unless said otherwise
 
@@ -69,3 +69,32 @@ def gradient_products(
     column = Sketch(Directions(space, vectors), name="influence")
     table = run_pass(task, rows, [column], settings=settings, description="influence")
     return table.columns["influence"].T
+
+
+def preconditioned_products(
+    task: Task,
+    queries: Rows,
+    rows: Rows,
+    space: ParameterSpace,
+    precondition: Callable[[Tensor], Tensor],
+    *,
+    settings: PassSettings,
+    memory: int = VECTOR_BYTES,
+) -> Float[np.ndarray, "q n"]:
+    """Return the inner products of all rows with the preconditioned gradients of queries.
+
+    Args:
+        task: The model and its loss; its `measurements` are the queries.
+        queries: The queries.
+        rows: Whose gradients they meet.
+        space: The layout of vectors.
+        precondition: From gradients ``q d`` to vectors of the same shape.
+        settings: Layers, as those of the space, and batching.
+        memory: Bytes of query gradients held at a time.
+    """
+    blocks = gradient_blocks(QueryTask(task), queries, space, settings=settings, memory=memory)
+    parts = [
+        gradient_products(task, rows, space, precondition(vectors), settings=settings)
+        for vectors in blocks
+    ]
+    return np.concatenate(parts)

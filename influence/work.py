@@ -107,6 +107,13 @@ def formed_gradients(layers: Iterable[LayerShape]) -> Work:
     return Work(products, moved=2 * FLOAT * sum(layer.size for layer in layers))
 
 
+def sketched_gradients(model: ModelShape, *, batch: int) -> Work:
+    """Return what it takes to form and sketch the gradients of one example in one pass."""
+    entries = float(sum(layer.size for layer in model.layers))
+    walk = forward_and_backward(model, batch=batch, weights=False)
+    return walk + formed_gradients(model.layers) + Work(scattered=entries)
+
+
 def matrix_products(shapes: Sequence[tuple[int, int, int]], operations: float) -> Work:
     """Return products that share some operations equally between shapes."""
     return Work(tuple(Product(*shape, operations / len(shapes)) for shape in shapes))

@@ -128,7 +128,7 @@ class LifeSigns:
             if self._read(f"left/{rank}") is not None:
                 return "has ended while others still wait for it"
             sign = self._read(f"alive/{rank}") or b""
-        except Exception:  # the store is gone, with the process that held it
+        except (RuntimeError, OSError):  # the store is gone, with the process that held it
             return "or the launcher has died: the meeting point is gone" if rank == 0 else None
         before = self._seen.get(rank)
         if before is None or before[0] != sign:
@@ -162,5 +162,5 @@ class LifeSigns:
             number += 1
             try:
                 self._show(number)
-            except Exception:  # whoever waits will say so
+            except (RuntimeError, OSError):  # the store is gone; whoever waits will say so
                 return

@@ -16,11 +16,11 @@ from influence import (
     ModelShape,
     Stage,
     Work,
-    formed_gradients,
     forward_and_backward,
     plan_shapes,
     shape_of_language_model,
     show_bytes,
+    sketched_gradients,
 )
 from influence import Plan as FitPlan
 from projections import DataError, check_at_least, write_json
@@ -132,9 +132,7 @@ class Plan:
         """Return all stages with their hours."""
         weights = shape.num_parameters * BYTES[self.dtype]
         step = forward_and_backward(shape, batch=self.batch_size, weights=True)
-        walk = forward_and_backward(shape, batch=self.batch_size, weights=False)
-        entries = float(sum(layer.size for layer in shape.layers))
-        sketched = walk + formed_gradients(shape.layers) + Work(scattered=entries)
+        sketched = sketched_gradients(shape, batch=self.batch_size)
         held = self.batch_size * max(layer.size for layer in shape.layers) * 4
         kept = self.num_dims * BYTES[self.row_dtype]
         search = Work(moved=float(self.num_examples * kept))
