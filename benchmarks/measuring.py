@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
-from statistics import median
+from statistics import mean, median, stdev
 
 import torch
 
@@ -64,6 +64,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Return a markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def spread(values: Sequence[float], digits: int = 3) -> str:
+    """Return the mean and its standard error."""
+    if len(values) < 2:
+        return f"{mean(values):.{digits}f}"
+    error = stdev(values) / len(values) ** 0.5
+    return f"{mean(values):.{digits}f} ± {error:.{digits}f}"
 
 
 def machine() -> str:

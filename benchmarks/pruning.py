@@ -12,26 +12,23 @@ digits of scikit-learn stand in for both.
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import numpy as np
 import torch
-from measuring import options, parse, publish, table
-from pruning_problems import BATCH, RATE, Problem, digits, mnist, training, trec
-from pruning_scores import Suspicion, held_out, one_pass, predict, recall, score_all
+from measuring import options, parse, publish, spread, table
+from pruning_consistency import consistency
+from pruning_problems import BATCH, RATE, Problem, digits, mnist, trec
+from pruning_scores import Suspicion, predict, recall, score_all
 from retraining import train_many
-from scipy.stats import spearmanr
 
 from influence import Recipe, classification_losses, mislabel_detection
-from projections import Classification, GradientNorm, PassSettings, Scores, Statistic, run_pass
+from projections import Scores
 from selection import (
-    LearningHistory,
     Selection,
-    average_runs,
     keep_by_chance,
     keep_covering,
     keep_window,
@@ -43,8 +40,6 @@ PARTS = ("mnist", "trec", "consistency")
 INSPECTED = (0.05, 0.1, 0.2, 0.3, 0.5)
 KEPT = (0.05, 0.1, 0.2, 0.4, 0.7)
 CUT = 0.15  # the hardest rows that windows and coverage leave out
-EPOCHS = (1, 4)  # after which the scores of clean MNIST are read
-NUM_CSCORES = 60_000
 Policy = Callable[[Problem, Suspicion, float, int], np.ndarray]
 
 
@@ -58,12 +53,12 @@ def main() -> None:
     chosen = parse(parser)
     chosen.seeds = 2 if chosen.quick else chosen.seeds
     cache = Cache(chosen.cache)
-    parts = [__doc__.partition("\n\n")[2]]
+    parts = [(__doc__ or "").partition("\n\n")[2]]
     for make in problems(chosen):
         results = [measure(make(seed), seed, chosen, cache) for seed in range(chosen.seeds)]
         parts += report(make(0), results)
     if chosen.data is not None and not chosen.quick and "consistency" in chosen.parts:
-        parts += consistency(chosen.data / "mnist", chosen.seeds, cache)
+        parts += consistency(chosen.data / "mnist", chosen.seeds, cache.get)
     publish("Pruning", parts, chosen.out)
 
 
@@ -241,88 +236,6 @@ def report(problem: Problem, results: list[dict[str, Any]]) -> list[str]:
     )
     more = ["kept by", *(f"{share:.0%}" for share in KEPT)]
     return [head, first, table(columns, inspected), second, table(more, kept)]
-
-
-def spread(values: list[float], digits: int = 3) -> str:
-    """Return the mean and its standard error."""
-    if len(values) < 2:
-        return f"{mean(values):.{digits}f}"
-    error = stdev(values) / len(values) ** 0.5
-    return f"{mean(values):.{digits}f} ± {error:.{digits}f}"
-
-
-def consistency(folder: Path, seeds: int, cache: Cache) -> list[str]:
-    """Return rank correlations with consistency: as published, and as measured here."""
-    path = folder / "mnist-cscores.npy"
-    head = "## Consistency scores\n\n"
-    parts = [f"{head}There are no published scores in {path.name}, so none are compared."]
-    if path.exists():
-        found = cache.get(f"cscores/{seeds}", lambda: _correlations(folder, np.load(path), seeds))
-        control = cache.get("control", lambda: _control(folder, np.load(path)))
-        rows = [[name, *(f"{value:.3f}" for value in values)] for name, values in found.items()]
-        rows.append(
-            ["pixels: distance to the mean of the class", *[f"{control:.3f}"] * len(EPOCHS)]
-        )
-        text = (
-            f"{head}Spearman correlation with the published consistency scores (Jiang et al. 2021) "
-            f"of {NUM_CSCORES:,} images with their own labels. A consistent image is easy, so "
-            f"scores of difficulty are expected to be negative. Mean of each score over {seeds} "
-            "seeds, after some epochs; forgetting is counted over as many. Where even the distance "
-            "to the mean image of the class, which needs no model, has no correlation, the "
-            "published scores are in another order than the images, and nothing can be said."
-        )
-        parts = [text, table(["score", *(f"epoch {epoch}" for epoch in EPOCHS)], rows)]
-    own = [cache.get(f"own/{seed}", lambda seed=seed: _own(folder, seed)) for seed in range(seeds)]
-    lines = [[name, spread([one[name] for one in own])] for name in own[0]]
-    text = (
-        "The same with consistency measured here: the probability of the label under networks that "
-        "did not see the image, from four folds of the first 10,000 images with their own labels."
-    )
-    return [*parts, text, table(["score", "Spearman correlation"], lines)]
-
-
-def _own(folder: Path, seed: int) -> dict[str, float]:
-    """Return correlations with the probability under networks that did not see an image."""
-    flipped = mnist(folder, num_train=10_000, seed=seed)
-    problem = replace(flipped, given=flipped.true)
-    *_, model = training(problem, problem.given, problem.score_epoch, seed)
-    found = one_pass(problem, Classification(model), seed)
-    consistent = -held_out(problem, seed, None)["held-out probability"]
-    names = ("EL2N", "loss", "GraNd", "self-influence", "weight alignment", "agreement in class")
-    return {name: float(spearmanr(found[name], consistent)[0]) for name in names}  # pyright: ignore
-
-
-def _control(folder: Path, published: np.ndarray) -> float:
-    """Return the correlation of a difficulty that needs no model."""
-    problem = mnist(folder, num_train=NUM_CSCORES, seed=0)
-    rows, labels = problem.inputs, problem.true
-    means = torch.stack([rows[labels == c].mean(0) for c in range(problem.num_classes)])
-    distances = (rows - means[labels]).norm(dim=1).numpy()
-    return float(spearmanr(distances, published)[0])  # pyright: ignore
-
-
-def _correlations(folder: Path, published: np.ndarray, seeds: int) -> Mapping[str, list[float]]:
-    problem = mnist(folder, num_train=NUM_CSCORES, seed=0)
-    rows = list(zip(problem.inputs, problem.true, strict=True))
-    runs: dict[int, list[Scores]] = {epoch: [] for epoch in EPOCHS}
-    for seed in range(seeds):
-        history = LearningHistory(np.arange(len(rows)))
-        for epoch, model in enumerate(training(problem, problem.true, max(EPOCHS), seed), 1):
-            with torch.no_grad():
-                right = model(problem.inputs).argmax(1) == problem.true
-            history.update(np.arange(len(rows)), right.numpy())
-            if epoch in EPOCHS:
-                columns = [Statistic("loss"), Statistic("el2n"), GradientNorm()]
-                settings = PassSettings(batch_size=512)
-                scores = run_pass(Classification(model), rows, columns, settings=settings)
-                own = Scores.from_table(scores).join(history.scores())
-                runs[epoch].append(own)
-    names = ("el2n", "loss", "grad_norm", "forgetting", "first_learnt")
-    means = {epoch: average_runs(own) for epoch, own in runs.items()}
-    return {
-        name: [float(spearmanr(means[e][name].values, published)[0]) for e in EPOCHS]  # pyright: ignore
-        for name in names
-    }
 
 
 if __name__ == "__main__":

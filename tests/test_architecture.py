@@ -172,6 +172,7 @@ influence.components.products   what every component says of pairs
 influence.components.passes     the same from a model, in one pass
 influence.components.objectives     what a set of components is judged by
 influence.components.costs  parameters, bytes and operations
+influence.components.sums   values of sets that differ by one
 influence.components.search greedy and beam search
 influence.components.chosen chosen on one split, reported on another
 influence.components.sources    which candidate did a query come from?

@@ -210,6 +210,87 @@ def test_a_wide_beam_finds_the_best_set_of_every_size() -> None:
         assert names == min(s for s, v in every.items() if v == pytest.approx(found, abs=EXACT))
 
 
+def naive_beam(products: ComponentProducts, objective: Objective, width: int) -> list[Any]:
+    """The best set of each size by going through every extension of every set that goes on."""
+    beam: list[tuple[str, ...]] = [()]
+    path = []
+    while len(beam[0]) < len(products.names):
+        every = {tuple(sorted({*b, n})) for b in beam for n in products.names if n not in b}
+        values = {names: round(value(products, objective, names), 12) for names in every}
+        beam = sorted(every, key=lambda names: (-values[names], names))[:width]
+        path.append((beam[0], values[beam[0]]))
+    return path
+
+
+@pytest.mark.parametrize("height", [1, 3, 1 << 20])
+@pytest.mark.parametrize("make", [lambda p: Agreement(), lambda p: sources(p, 4)])
+def test_a_beam_takes_the_best_extensions_of_all_its_sets(
+    make: Any, height: int, monkeypatch: Any
+) -> None:
+    products = random_products(9, 10, 4, seed=3)
+    monkeypatch.setattr("influence.components.sums.CHUNK", height * len(products.pairs))
+    path = search_beam(products, make(products), width=3)
+    expected = naive_beam(products, make(products), 3)
+    assert [names for names, _ in expected] == list(path.sets)
+    np.testing.assert_allclose(path.values, [found for _, found in expected], atol=EXACT)
+
+
+def test_sets_of_a_beam_that_are_as_good_go_on_by_name() -> None:
+    products = random_products(9, 2, 4, seed=5)  # two queries, so accuracy has three values
+    path = search_beam(products, sources(products, 4), width=3)
+    assert list(path.sets) == [n for n, _ in naive_beam(products, sources(products, 4), 3)]
+
+
+def test_a_beam_keeps_to_its_budget() -> None:
+    products = random_products(6, 12, 4)
+    path = search_beam(products, Agreement(), width=4, budget=Budget(most=20))
+    costs = component_costs(products.components, "parameters")
+    every = [
+        names
+        for size in range(1, 7)
+        for names in combinations(products.names, size)
+        if sum(costs[products.names.index(name)] for name in names) <= 20
+    ]
+    assert max(path.costs) <= 20
+    best = max(value(products, Agreement(), names) for names in every)
+    assert path.values[path.best] == pytest.approx(best)
+
+
+def test_accuracy_counts_queries_with_any_number_of_candidates_in_any_order() -> None:
+    draw = np.random.default_rng(0)
+    counts = [2, 40, 3, 17, 18, 5]
+    queries = np.repeat(np.arange(6), counts)
+    firsts = np.cumsum(counts) - counts  # the source of each query
+    mixed = draw.permutation(len(queries))
+    pairs = np.stack([queries, np.arange(len(queries))], 1)[mixed]
+    base = random_products(1, 6, 1)
+    rows = np.ones((len(queries), 1))
+    products = replace(
+        base,
+        pairs=pairs,
+        products=rows,
+        candidate_norms=rows,
+        candidate_ids=np.arange(len(queries)),
+    )
+    fitted = Accuracy(dict(enumerate(firsts.tolist()))).fit(products)
+    cosines = draw.integers(0, 60, (30, len(queries))).astype(float)  # with ties
+    cosines[:, np.isin(pairs[:, 1], firsts)] += 20
+    expected = np.zeros((30, 6), dtype=bool)
+    for query in range(6):
+        own = cosines[:, pairs[:, 1] == firsts[query]][:, 0]
+        others = cosines[:, (pairs[:, 0] == query) & (pairs[:, 1] != firsts[query])]
+        expected[:, query] = own > others.max(1)
+    assert expected.any() and not expected.all()
+    np.testing.assert_array_equal(fitted.hits(cosines), expected)
+
+
+def test_candidates_that_are_shared_or_out_of_order_have_the_cosines_of_their_own() -> None:
+    products = random_products(3, 4, 3)
+    order = np.random.default_rng(1).permutation(len(products.pairs))
+    mixed = replace(products, pairs=products.pairs[order], products=products.products[order])
+    np.testing.assert_array_equal(mixed.cosines(), products.cosines()[order])
+
+
 def test_a_beam_of_one_is_forward_search() -> None:
     products = random_products(8, 10, 3)
     forward, beam = (

@@ -158,8 +158,11 @@ def cosines_of(
         query_norms: Squared norms of the queries.
         candidate_norms: Squared norms of the candidates.
     """
-    scale = np.take(np.sqrt(query_norms), pairs[:, 0], axis=1)
-    scale *= np.take(np.sqrt(candidate_norms), pairs[:, 1], axis=1)
+    scale = np.sqrt(query_norms).take(pairs[:, 0], axis=1)
+    candidates = np.sqrt(candidate_norms)
+    # Where every candidate is in one pair, in order, there is nothing to look up.
+    apart = len(pairs) == candidates.shape[1] and (pairs[:, 1] == np.arange(len(pairs))).all()
+    scale *= candidates if apart else candidates.take(pairs[:, 1], axis=1)
     scale[scale == 0] = np.inf
     return np.divide(products, scale, out=scale)
 

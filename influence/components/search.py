@@ -1,7 +1,6 @@
 """Greedy and beam search for the components that carry influence.
 
-Letters: ``c`` components, ``k`` chosen, ``r`` others, ``p`` pairs, ``q`` queries,
-``n`` candidates.
+Letters: ``c`` components, ``b`` sets that go on.
 
 Each round judges every extension of a set at once, from sums over components. Values are
 compared to twelve decimals, and ties go to the component, or the set, whose name comes first.
@@ -9,19 +8,17 @@ compared to twelve decimals, and ties go to the component, or the set, whose nam
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from influence.components.costs import Budget, component_costs
-from influence.components.objectives import FittedObjective, Objective
-from influence.components.products import ComponentProducts, cosines_of
+from influence.components.objectives import Objective
+from influence.components.products import ComponentProducts
+from influence.components.sums import SetSums, Sums
 from projections import check_at_least
 
 DECIMALS = 12  # beyond are roundings
-LEAST_LEFT = 1e-3  # share of a squared norm, with which 13 digits of 16 are left
-CHUNK = 1 << 22  # cosines in memory at a time
 
 
 @dataclass(frozen=True)
@@ -85,22 +82,26 @@ def search_beam(
         The best set of each size.
     """
     check_at_least("width", width, 1)
-    sums, fitted = _Sums(products), objective.fit(products)
+    sums = SetSums(products, objective.fit(products))
     costs, most = _costs(products, budget)
-    beam: list[tuple[int, ...]] = [()]
+    beam = [_Reached((), 0.0, sums.empty)]
     path: list[tuple[tuple[int, ...], float]] = []
     while True:
-        found: dict[tuple[int, ...], float] = {}
-        for chosen in beam:
-            rest = np.setdiff1d(np.arange(len(costs)), chosen)
-            rest = rest[costs[list(chosen)].sum() + costs[rest] <= most]
-            values = np.round(sums.adding(fitted, list(chosen), rest), DECIMALS)
-            keys = (tuple(sorted((*chosen, other))) for other in rest.tolist())
-            found.update(zip(keys, values.tolist(), strict=True))
-        if not found:
+        values = np.full((len(beam), len(costs)), -np.inf)
+        for row, reached in zip(values, beam, strict=True):
+            chosen = list(reached.chosen)
+            fits = costs[chosen].sum() + costs <= most
+            fits[chosen] = False
+            rest = np.flatnonzero(fits)
+            row[rest] = np.round(sums.adding(reached.sums, rest), DECIMALS)
+        steps = _best_steps([reached.chosen for reached in beam], values, width)
+        if not steps:
             return _path(path, products, costs, most)
-        beam = sorted(found, key=lambda key: (-found[key], key))[:width]
-        path.append((beam[0], found[beam[0]]))
+        beam = [
+            _Reached(chosen, float(values[place, other]), sums.with_one(beam[place].sums, other))
+            for chosen, (place, other) in steps.items()
+        ]
+        path.append((beam[0].chosen, beam[0].value))
 
 
 def search_backward(
@@ -113,12 +114,13 @@ def search_backward(
         objective: What is to be large.
         budget: What the best set of the path may cost; the path begins above it.
     """
-    sums, fitted = _Sums(products), objective.fit(products)
+    fitted = objective.fit(products)
+    sums = SetSums(products, fitted)
     costs, most = _costs(products, budget)
     chosen = list(range(len(costs)))
     path = [(tuple(chosen), float(fitted.values(products.cosines()[None])[0]))]
     while len(chosen) > 1:
-        values = np.round(fitted.values(sums.removing(chosen)), DECIMALS)
+        values = np.round(sums.removing(chosen), DECIMALS)
         place = int(np.argmax(values))
         del chosen[place]
         path.append((tuple(chosen), float(values[place])))
@@ -126,46 +128,34 @@ def search_backward(
 
 
 @dataclass(frozen=True)
-class _Sums:
-    """Products and norms with the components in front, to be summed over sets of them."""
+class _Reached:
+    """A set that goes on, with its value and its sums."""
 
-    products: ComponentProducts
+    chosen: tuple[int, ...]
+    value: float
+    sums: Sums
 
-    @cached_property
-    def parts(self) -> list[Float[np.ndarray, "c _"]]:
-        """Products, norms of queries and norms of candidates."""
-        p = self.products
-        arrays = (p.products, p.query_norms, p.candidate_norms)
-        return [np.ascontiguousarray(array.T) for array in arrays]
 
-    def adding(
-        self, fitted: FittedObjective, chosen: list[int], others: Int[np.ndarray, " r"]
-    ) -> Float[np.ndarray, " r"]:
-        """Return the value of a set with each one of some other components."""
-        base = [part[chosen].sum(0) for part in self.parts]
-        size = max(1, CHUNK // len(self.products.pairs))
-        values = [np.empty(0)]
-        for first in range(0, len(others), size):
-            some = others[first : first + size]
-            sums = [own + part[some] for own, part in zip(base, self.parts, strict=True)]
-            values.append(fitted.values(cosines_of(self.products.pairs, *sums)))
-        return np.concatenate(values)
+def _best_steps(
+    beam: Sequence[tuple[int, ...]], values: Float[np.ndarray, "b c"], width: int
+) -> dict[tuple[int, ...], tuple[int, int]]:
+    """Return the best extensions of some sets, each once, ties by name, and how they are reached.
 
-    def removing(self, chosen: list[int]) -> Float[np.ndarray, "k p"]:
-        """Return the cosines of a set without each one of its components.
-
-        A difference loses digits where little is left, which is then summed again.
-        """
-        own = [part[chosen] for part in self.parts]
-        totals = [part.sum(0) for part in own]
-        sums = [total - part for part, total in zip(own, totals, strict=True)]
-        lost = np.zeros(len(chosen), dtype=bool)
-        for left, total in zip(sums[1:], totals[1:], strict=True):
-            lost |= (left < LEAST_LEFT * total).any(axis=1)
-        for place in np.flatnonzero(lost).tolist():
-            for left, part in zip(sums, own, strict=True):
-                left[place] = part[:place].sum(0) + part[place + 1 :].sum(0)
-        return cosines_of(self.products.pairs, *sums)
+    Args:
+        beam: The sets.
+        values: The value of each set with each component, minus infinity where it cannot be had.
+        width: How many are wanted.
+    """
+    # A set is reached from each of the others at most once, so that many hold enough sets.
+    enough = min(width * len(beam), values.size)
+    least = np.partition(values, -enough, axis=None)[-enough]
+    found: dict[tuple[int, ...], tuple[int, int]] = {}
+    for place, other in np.argwhere((values >= least) & (values > -np.inf)).tolist():
+        key = tuple(sorted((*beam[place], other)))
+        if key not in found or values[place, other] > values[found[key]]:
+            found[key] = (place, other)
+    best = sorted(found, key=lambda key: (-values[found[key]], key))[:width]
+    return {key: found[key] for key in best}
 
 
 def _costs(
