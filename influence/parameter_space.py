@@ -16,7 +16,6 @@ from itertools import accumulate
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from influence.diagonal import map_shapes
 from projections import (
@@ -28,6 +27,7 @@ from projections import (
     PassSettings,
     TableRows,
     Task,
+    exchange_if_transposed,
     find_components,
 )
 
@@ -71,15 +71,14 @@ class ParameterSpace:
         """Return vectors as one tensor a parameter, ``q`` by its own shape and of its dtype."""
         blocks = []
         for part, parameter in zip(self._parts, self.parameters, strict=True):
-            block = self.block(vectors, part)
-            block = block.mT if self._is_transposed(part) else block
+            block = exchange_if_transposed(self.model, part.name, self.block(vectors, part))
             blocks.append(block.reshape(len(vectors), *parameter.shape).to(parameter.dtype))
         return blocks
 
     def join(self, blocks: Sequence[Tensor]) -> Float[Tensor, "q d"]:
         """Return one tensor a parameter, ``q`` by its own shape, as vectors."""
         flat = [
-            (block.mT if self._is_transposed(part) else block).flatten(1).to(self.dtype)
+            exchange_if_transposed(self.model, part.name, block).flatten(1).to(self.dtype)
             for part, block in zip(self._parts, blocks, strict=True)
         ]
         return torch.cat(flat, 1)
@@ -140,11 +139,6 @@ class ParameterSpace:
     def _parts(self) -> list[Parameter]:
         """The parameters as components describe them."""
         return [part for c in self.layout.components.values() for part in c.parameters]
-
-    def _is_transposed(self, part: Parameter) -> bool:
-        """Tell whether the model keeps a weight as ``i o``."""
-        owner = self.model.get_submodule(part.name.rpartition(".")[0])
-        return isinstance(owner, Conv1D) and len(part.shape) == 2
 
 
 def parameter_space(task: Task, settings: PassSettings) -> ParameterSpace:

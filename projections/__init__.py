@@ -63,6 +63,7 @@ from projections.kronecker import Kronecker, KroneckerBlock, random_kronecker
 from projections.labels import Labels
 from projections.layout import Layout, find_components
 from projections.masked import Masked
+from projections.normal_form import exchange_if_transposed
 from projections.output_layer import output_layer
 from projections.parallel import ordered_map
 from projections.pass_plan import PassPlan, plan_pass
@@ -236,6 +237,7 @@ __all__ = [
     "describe",
     "embed",
     "examples_of",
+    "exchange_if_transposed",
     "faiss_beside",
     "find_components",
     "find_heads",

@@ -12,9 +12,9 @@ from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from projections.errors import DataError, StoreMismatchError
+from projections.normal_form import exchange_if_transposed
 
 NUM_NAMED = 5  # parameters that a message lists
 
@@ -198,12 +198,9 @@ def _moments(
 def normal_form(model: nn.Module, name: str, values: Tensor) -> Tensor:
     """Return values of a parameter in the layout that gradients have here, but for vectors.
 
-    A weight is ``o i``: that of a `Conv1D` is stored transposed, that of a convolution has
-    its inputs on several axes.
+    A weight is ``o i``; that of a convolution has its inputs on several axes.
     """
-    owner = model.get_submodule(name.rpartition(".")[0])
-    if isinstance(owner, Conv1D) and values.dim() == 2:
-        return values.T
+    values = exchange_if_transposed(model, name, values)
     return values.flatten(1) if values.dim() > 2 else values
 
 

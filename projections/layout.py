@@ -260,9 +260,9 @@ def _parts(
 ) -> tuple[list[Part] | None, CallTerms | None]:
     """Return the parts that a rule makes of a module, if one does."""
     rule = RULES.call_rule(module)
-    if rule is not None:
-        return rule.parts(module, frozenset(own)), rule.terms
     try:
+        if rule is not None:
+            return rule.parts(module, frozenset(own)), rule.terms
         parts = RULES.parts(module, set(own))
     except UnsupportedLayerError as error:
         raise UnsupportedLayerError(f"{error} The layer is {name!r}.") from None

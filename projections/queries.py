@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from projections.base import Projector
 from projections.columns import Sketch
 from projections.indexing import describe_rows
 from projections.layout import find_components
+from projections.normal_form import exchange_if_transposed
 from projections.passes import PassSettings, run_pass
 from projections.per_example import Formed, Gradient, Parameter
 from projections.records import read_dataset
@@ -108,8 +108,6 @@ def project_gradients(
 def _in_normal_form(
     model: nn.Module, parameter: Parameter, gradient: Tensor
 ) -> Float[Tensor, "q ..."]:
-    """Return a gradient in the layout of components: ``o i``, also where a layer keeps ``i o``."""
-    owner = model.get_submodule(parameter.name.rpartition(".")[0])
-    if isinstance(owner, Conv1D) and gradient.dim() == 3:
-        return gradient.mT
+    """Return a gradient in the layout of components."""
+    gradient = exchange_if_transposed(model, parameter.name, gradient)
     return gradient.reshape(len(gradient), *parameter.shape)

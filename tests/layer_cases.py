@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 import transformers
-from cases import LENGTHS, VOCABULARY, Case, finished, gpt2, images
+from cases import LENGTHS, VOCABULARY, Case, finished, gpt2, images, token_ids
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.models.bart.modeling_bart import BartScaledWordEmbedding
 
 from projections import CausalLM, Classification, MaskedLM, Seq2SeqLM, Task
 
@@ -166,6 +167,55 @@ def layered(layer: nn.Module, num: int, shape: tuple[int, ...] = (5, 4)) -> tupl
 def scaled_tokens(num: int) -> tuple[Task, list[Any]]:
     inputs, labels = torch.randint(VOCABULARY, (num, 6)), torch.randint(3, (num,))
     return Classification(finished(ScaledTokens())), list(zip(inputs, labels, strict=True))
+
+
+class Bags(nn.Module):
+    """Three bags an example, of one, two and three words."""
+
+    def __init__(self, *, flat: bool, weighted: bool = False, **settings: Any) -> None:
+        super().__init__()
+        self.bag = nn.EmbeddingBag(VOCABULARY, 4, **settings)
+        self.flat, self.weighted = flat, weighted
+        self.head = nn.Linear(4 if not flat else 12, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        weights = ids / VOCABULARY if self.weighted else None
+        if not self.flat:
+            weights = weights if weights is None else weights.to(self.bag.weight)
+            return self.head(self.bag(ids, per_sample_weights=weights))
+        starts = torch.arange(0, 6 * len(ids), 6)[:, None] + torch.tensor([0, 1, 3])
+        starts = starts.flatten()
+        if self.bag.include_last_offset:
+            starts = torch.cat([starts, torch.tensor([ids.numel()])])
+        if weights is not None:
+            weights = weights.flatten().to(self.bag.weight)
+        bags = self.bag(ids.flatten(), starts, weights)
+        return self.head(bags.unflatten(0, (len(ids), 3)).flatten(1))
+
+
+class Folded(nn.Module):
+    """Ids as they are if they are few."""
+
+    def __init__(self, num: int) -> None:
+        super().__init__()
+        self.num = num
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return ids % self.num
+
+
+def lora_of_table(table: nn.Embedding, *, trained: bool = False) -> nn.Module:
+    """LoRA on a table, which is trained too or else has a second adapter that is off."""
+    import peft
+
+    model = nn.Sequential(Folded(table.num_embeddings), table, nn.Flatten(), nn.Linear(24, 3))
+    config = peft.LoraConfig(r=2, target_modules=["1"], lora_dropout=0.0, init_lora_weights=False)
+    changed = peft.get_peft_model(model, config)  # pyright: ignore
+    if trained:
+        table.requires_grad_(True)
+    else:
+        changed.add_adapter("other", config)
+    return changed
 
 
 def pictures(model: nn.Module, num: int, size: int) -> tuple[Task, list[Any]]:
@@ -341,6 +391,21 @@ LAYERS: dict[str, Case] = {
     "control-flow": lambda n: layered(Gated(), n),
     "linear-of-its-own": lambda n: layered(Halved(4, 2), n),
     "scaled-embedding": scaled_tokens,
+    "bag-sum": lambda n: token_ids(Bags(flat=False, mode="sum", padding_idx=1), n),
+    "bag-weighted": lambda n: token_ids(Bags(flat=False, weighted=True, mode="sum"), n),
+    "bag-mean-flat": lambda n: token_ids(Bags(flat=True, padding_idx=2), n),
+    "bag-max-flat": lambda n: token_ids(
+        Bags(flat=True, mode="max", include_last_offset=True, padding_idx=0), n
+    ),
+    "bag-weighted-flat": lambda n: token_ids(Bags(flat=True, weighted=True, mode="sum"), n),
+    "lora-table": lambda n: token_ids(lora_of_table(nn.Embedding(VOCABULARY, 4, padding_idx=3)), n),
+    "lora-small-table": lambda n: token_ids(lora_of_table(nn.Embedding(5, 4)), n),
+    "lora-trained-table": lambda n: token_ids(
+        lora_of_table(nn.Embedding(VOCABULARY, 4), trained=True), n
+    ),
+    "lora-scaled-table": lambda n: token_ids(
+        lora_of_table(BartScaledWordEmbedding(VOCABULARY, 4, 0, embed_scale=3.0)), n
+    ),
 }
 
 MODELS: dict[str, Case] = {

@@ -76,7 +76,7 @@ def traced_layout(
 def normal_form(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
     """A parameter's gradient with the shape that components promise."""
     owner = model.get_submodule(name.rpartition(".")[0])
-    if isinstance(owner, Conv1D) and tensor.dim() == 2:
+    if (isinstance(owner, Conv1D) and tensor.dim() == 2) or "lora_embedding_A" in name:
         return tensor.T
     if isinstance(owner, nn.LayerNorm | nn.RMSNorm):
         return tensor.flatten()

@@ -42,9 +42,12 @@ projections.layers.registry the table of rules
 projections.layers.linear   linear layers
 projections.layers.conv     convolutions
 projections.layers.embedding    embedding tables
+projections.layers.embedding_bag    tables summed by bag
+projections.layers.lora_embedding   low-rank changes of tables
 projections.layers.norm     normalisation layers
 projections.layers.attention    torch's attention
 projections.layers          all rules
+projections.normal_form     weights that a model keeps transposed
 projections.heads           attention heads as components of their own
 projections.lookups         look-ups inside embeddings that do more
 projections.replay          modules run again, example by example

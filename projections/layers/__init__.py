@@ -1,6 +1,14 @@
 """Layer rules, one file for each kind of layer."""
 
-from projections.layers import attention, conv, embedding, linear, norm
+from projections.layers import (
+    attention,
+    conv,
+    embedding,
+    embedding_bag,
+    linear,
+    lora_embedding,
+    norm,
+)
 from projections.layers.base import (
     Call,
     CallRule,
@@ -23,7 +31,9 @@ __all__ = [
     "attention",
     "conv",
     "embedding",
+    "embedding_bag",
     "in_full_precision",
     "linear",
+    "lora_embedding",
     "norm",
 ]

@@ -105,6 +105,7 @@ class Rules:
         """Start with no rules."""
         self._rules: dict[type[nn.Module], LayerRule] = {}
         self._call_rules: dict[type[nn.Module], CallRule] = {}
+        self._recognised: list[tuple[Callable[[nn.Module], bool], CallRule]] = []
 
     def register(self, *types: type[nn.Module]) -> Callable[[LayerRule], LayerRule]:
         """Return a decorator that registers a rule for modules of these classes."""
@@ -124,8 +125,15 @@ class Rules:
         """Register a rule that sees whole calls of modules of this class."""
         self._call_rules[kind] = rule
 
+    def register_call_when(self, known: Callable[[nn.Module], bool], rule: CallRule) -> None:
+        """Register a rule that sees whole calls of modules known by what they have."""
+        self._recognised.append((known, rule))
+
     def call_rule(self, module: nn.Module) -> CallRule | None:
         """Return the rule for whole calls, if the module's forward is that of its class."""
+        for known, rule in self._recognised:
+            if known(module):
+                return rule
         for kind, rule in self._call_rules.items():
             if isinstance(module, kind) and not overrides(module, kind):
                 return rule
