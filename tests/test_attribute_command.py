@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import shared_commands
 import torch
+from launching import torchrun
 from test_cli import config, run, save_tokenizer
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
@@ -146,3 +148,19 @@ def test_options_that_do_not_go_together_are_refused(
     words += ["--query", "the cat"] + [folder / "model" if word == "M" else word for word in more]
     assert run(*words) == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_ranks_attribute_as_one_by_every_method(folder: Path, tmp_path: Path) -> None:
+    program = Path(__file__).with_name("shared_commands.py")
+    shared_commands.run(folder, tmp_path / "one")
+    ended = torchrun(2, program, folder, tmp_path / "two")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("scored 12 rows for 2 queries") == len(shared_commands.METHODS)
+    for method in shared_commands.METHODS:
+        one, two = (Scores.load(tmp_path / who / f"{method}.parquet") for who in ("one", "two"))
+        assert one.ids.tolist() == two.ids.tolist()
+        largest = np.abs(one.values).max()
+        np.testing.assert_allclose(two.values, one.values, rtol=1e-3, atol=1e-4 * largest)
+    ours, theirs = (tmp_path / who / "components/chosen.json" for who in ("one", "two"))
+    assert json.loads(ours.read_text())["names"] == json.loads(theirs.read_text())["names"]

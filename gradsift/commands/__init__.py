@@ -44,5 +44,5 @@ COMMANDS: dict[str, type[Command]] = {
 }
 """The commands by name; a new one is a file here and a line in this table."""
 
-SHARED = (Index, Score)
+SHARED = (Index, Score, Attribute, Components)
 """The commands whose work all ranks of a launcher share; rank 0 runs the others alone."""

@@ -23,7 +23,16 @@ from gradsift.commands.options import (
 from gradsift.commands.retrieval import describe_hits, shown_text
 from gradsift.models import ModelSource, load_task
 from influence import FittedLESS
-from projections import DataError, PassSettings, Rows, Scores, Task, TopK, read_dataset
+from projections import (
+    DataError,
+    PassSettings,
+    Rows,
+    Scores,
+    Task,
+    TopK,
+    current_ranks,
+    read_dataset,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +83,8 @@ class Attribute:
         if self.subtask_column is not None and self.how.method != "less":
             raise ValueError("`--subtask-column` must be used with `--method less`.")
         data, asked = read_dataset(self.data), self._query_rows()
+        if self.how.method in WITHOUT_MODEL and not current_ranks().is_first:
+            return  # there is no pass to share
         task = self._task()
         settings = None if task is None else pass_settings(self.reading, task.model)
         work = self.out.with_name(self.out.name + ".work")
@@ -85,6 +96,8 @@ class Attribute:
             scores = self._by_subtask(fitted, task, asked, data, settings)
         else:
             scores = fitted.scores(task, Rows(asked), Rows(data), settings=settings)
+        if not current_ranks().is_first:
+            return
         Scores(
             scores.ids,
             scores.columns,

@@ -33,6 +33,7 @@ from projections import (
     PassSettings,
     Rows,
     check_at_least,
+    current_ranks,
     find_components,
     read_dataset,
     texts_of,
@@ -125,6 +126,8 @@ class Components:
         products = component_products(
             task, asked, rows, questions.pairs, settings=settings, path=self.out / "pass"
         )
+        if not current_ranks().is_first:
+            return
         products.save(self.out / "products.npz")
         own = dict(enumerate(rows.ids[sources].tolist()))
         chosen = self._choose(products, own, groups, budget)
