@@ -12,8 +12,8 @@ without noise in which most of the data is learnt early.
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -28,6 +28,7 @@ from selection import (
     Reweighting,
     causal_losses,
     extremes,
+    full_range,
     kl_dro,
     linupper,
     quadratic,
@@ -53,9 +54,24 @@ class Recipe:
     num_held_out: int = 16
     evaluations: int = 4
     num_copied: int = 16
+    final_rate: float = 0.0  # the last learning rate over the largest
+    clip: float | None = None
+    as_published: bool = False
+
+
+# The paper's settings: weights uniform for a twentieth of the steps, the range from the least to
+# the largest loss, a learning rate that falls to a fifth, clipped gradients.
+PUBLISHED = Recipe(steps=500, evaluations=5, final_rate=0.2, clip=1.0, as_published=True)
 
 
 def methods(recipe: Recipe) -> dict[str, LossReweighter]:
+    if recipe.as_published:
+        settings = {"loss_range": full_range, "warmup": recipe.steps // 20}
+        return {
+            "uniform": LossReweighter(curve=uniform),
+            "linupper, r 1": LossReweighter(curve=linupper, temperature=1.0, **settings),
+            "quadratic, r 1": LossReweighter(curve=quadratic, temperature=1.0, **settings),
+        }
     warmup = recipe.steps // 12
     return {
         "uniform": LossReweighter(curve=uniform),
@@ -94,8 +110,13 @@ def train(texts: DomainTexts, reweighter: LossReweighter, recipe: Recipe, seed: 
         texts.vocabulary, recipe.length, width=recipe.width, layers=recipe.layers, seed=seed
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=0.01)
+    # `initial_lr / final_div_factor` is the last rate, and `initial_lr` a 25th of the largest.
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.learning_rate, total_steps=recipe.steps, pct_start=0.1
+        optimizer,
+        recipe.learning_rate,
+        total_steps=recipe.steps,
+        pct_start=0.1,
+        final_div_factor=1 / (25 * recipe.final_rate) if recipe.final_rate else 1e4,
     )
     reweighting = Reweighting(reweighter)
     sequences, kinds = training_order(texts, recipe, seed)
@@ -103,7 +124,7 @@ def train(texts: DomainTexts, reweighter: LossReweighter, recipe: Recipe, seed: 
     for step, (batch, kind) in enumerate(
         zip(sequences.split(recipe.batch_size), kinds.split(recipe.batch_size), strict=True)
     ):
-        take_step(model, batch, optimizer, reweighting)
+        take_step(model, batch, optimizer, reweighting, recipe.clip)
         schedule.step()
         if step >= recipe.steps // 2:
             weight.index_add_(0, kind, reweighting.last.values)
@@ -114,7 +135,9 @@ def train(texts: DomainTexts, reweighter: LossReweighter, recipe: Recipe, seed: 
     return {"losses": losses, "relative": dict(zip(KINDS, relative.tolist(), strict=True))}
 
 
-def take_step(model, batch: Tensor, optimizer, reweighting: Reweighting | None) -> None:
+def take_step(
+    model, batch: Tensor, optimizer, reweighting: Reweighting | None, clip: float | None = None
+) -> None:
     logits = model(input_ids=batch, use_cache=False).logits
     if reweighting is None:
         loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch[:, 1:].flatten())
@@ -122,6 +145,8 @@ def take_step(model, batch: Tensor, optimizer, reweighting: Reweighting | None) 
         loss = reweighting(*causal_losses(logits, batch))
     optimizer.zero_grad()
     loss.backward()
+    if clip is not None:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
     optimizer.step()
 
 
@@ -184,18 +209,35 @@ def language_tables(
         ["method", "loss less that of uniform, same seed", *(f"weight of {k}" for k in KINDS)],
         differences,
     )
-    by_domain = [
-        [
-            domain,
-            *(
-                f"{mean(perplexity(run['losses'][final][domain]) for run in group):.1f}"
-                for group in found.values()
-            ),
-        ]
-        for domain in texts.held_out
+    over_uniform = [
+        by_domain(group, texts.held_out, steps, found["uniform"], f"{name}, over uniform")
+        for name, group in found.items()
+        if name != "uniform"
     ]
-    domains = table([f"perplexity at step {final}", *found], by_domain)
-    return [over_steps, paired, domains]
+    own = by_domain(found["uniform"], texts.held_out, steps, None, "uniform")
+    return [over_steps, paired, own, *over_uniform]
+
+
+def by_domain(
+    group: Sequence[dict],
+    domains: Iterable[str],
+    steps: Sequence[str],
+    reference: Sequence[dict] | None,
+    name: str,
+) -> str:
+    """Return the perplexity of each domain over steps, or its ratio to that of other runs."""
+    rows = []
+    for domain in domains:
+        losses = {step: [run["losses"][step][domain] for run in group] for step in steps}
+        if reference is not None:
+            losses = {
+                step: [a - b["losses"][step][domain] for a, b in zip(own, reference, strict=True)]
+                for step, own in losses.items()
+            }
+        digits = 1 if reference is None else 3
+        cells = [f"{perplexity(mean(losses[step])):.{digits}f}" for step in steps]
+        rows.append([domain, *cells])
+    return table([f"perplexity, {name}", *(f"step {step}" for step in steps)], rows)
 
 
 def macro(run: dict, step: str) -> float:
@@ -254,17 +296,15 @@ def overhead_table(texts: DomainTexts, recipe: Recipe, rounds: int, repeats: int
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
     batch = torch.cat(list(texts.train.values()))[: recipe.batch_size]
-    runs: Mapping[str, Reweighting | None] = {
-        "mean of the loss": None,
-        "linupper": Reweighting(methods(recipe)["linupper, r 0.4"]),
-    }
+    weigh = Reweighting(methods(recipe)["linupper, r 1"])
+    runs: Mapping[str, Reweighting | None] = {"mean of the loss": None, "linupper": weigh}
     times = interleave(
         {n: lambda r=r: take_step(model, batch, optimizer, r) for n, r in runs.items()},
         rounds,
         repeats=repeats,
     )
     losses = torch.rand(recipe.batch_size)
-    alone = interleave({"weights": lambda: runs["linupper"](losses)}, rounds, repeats=100)
+    alone = interleave({"weights": lambda: weigh(losses)}, rounds, repeats=100)
     step = times.typical("mean of the loss")
     rows = [
         [
@@ -290,10 +330,13 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, help="where finished runs are kept")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only-overhead", action="store_true", help="time the steps only")
+    parser.add_argument("--published", action="store_true", help="train longer, as the paper does")
     chosen = parse(parser)
-    recipe = Recipe()
+    recipe = PUBLISHED if chosen.published else Recipe()
     if chosen.quick:
-        recipe = Recipe(8, 4, 16, 16, 1, 300, num_held_out=2, evaluations=2, num_copied=2)
+        small = {"steps": 8, "batch_size": 4, "length": 16, "width": 16, "layers": 1}
+        few = {"vocabulary": 300, "num_held_out": 2, "evaluations": 2, "num_copied": 2}
+        recipe = replace(recipe, **small, **few)
     seeds = chosen.seeds[:1] if chosen.quick else chosen.seeds
     texts = read_domains(
         chosen.data,

@@ -11,8 +11,9 @@ The product of the gradient ``sum_t g_t a_t^T`` of an example with a matrix ``D`
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional
 
-from projections.per_example import Gradient, OuterProducts, TableRows, Term
+from projections.per_example import Gradient, OuterProducts, TableRows, Term, Vectors
 
 
 class GradientSum:
@@ -44,7 +45,7 @@ class Direction:
         self.sq_norm = sum(float(part.double().square().sum()) for part in gradient.parts.values())
         self._whole = gradient.parts
         self._cut = {
-            name: low_rank(part, rank)
+            name: _transposed(low_rank(part, rank))
             for name, part in gradient.parts.items()
             if rank is not None and part.dim() == 2 and rank * sum(part.shape) < part.numel()
         }
@@ -65,6 +66,8 @@ class Direction:
         if isinstance(term, TableRows):
             rows = self._whole[parameters[0].name][term.ids]
             return (rows * term.output_grads).sum((1, 2))
+        if isinstance(term, Vectors):
+            return term.values @ self._whole[parameters[0].name]
         pairs = zip(parameters, term.blocks(), strict=True)
         found = [block.flatten(1) @ self._whole[p.name].flatten() for p, block in pairs]
         return torch.stack(found).sum(0)
@@ -74,7 +77,8 @@ class Direction:
         grads, inputs = term.output_grads, term.inputs
         if name in self._cut and inputs.dim() == 3:
             left, right = self._cut[name]
-            return ((grads @ left) * (inputs @ right)).sum((1, 2))
+            found = functional.linear(grads, left) * functional.linear(inputs, right)
+            return found.flatten(1).sum(1)
         matrix = self._whole[name].reshape(-1, grads.shape[-1], inputs.shape[-1])
         matrix = matrix[0] if inputs.dim() == 3 else matrix
         # Multiplied on the side where the result is the smaller one.
@@ -94,6 +98,14 @@ def low_rank(
     right = vectors[:, -rank:].to(matrix)
     left = tall @ right
     return (left, right) if tall is matrix else (right, left)
+
+
+def _transposed(
+    factors: tuple[Tensor, Tensor],
+) -> tuple[Float[Tensor, "k o"], Float[Tensor, "k i"]]:
+    """Return factors with a row a dimension, by which products of few columns are faster."""
+    left, right = factors
+    return left.mT.contiguous(), right.mT.contiguous()
 
 
 def _summed(term: Term) -> list[Tensor]:

@@ -15,7 +15,7 @@ from projections.errors import UnsupportedLayerError
 from projections.heads import HeadPart, HeadSplit, split_component
 from projections.layers import RULES, CallTerms, Part, Use
 from projections.layers.base import TermMaker, overrides
-from projections.layers.norm import is_rms_norm, rms_norm_part
+from projections.layers.rms_norm import is_rms_norm, rms_norm_part
 from projections.per_example import Component, OuterProducts, Parameter, Term, Vectors
 from projections.replay import Axes, Replay, replay_parts
 
@@ -267,7 +267,7 @@ def _parts(
     except UnsupportedLayerError as error:
         raise UnsupportedLayerError(f"{error} The layer is {name!r}.") from None
     if parts is None and not RULES.knows(module) and is_rms_norm(module):
-        parts = rms_norm_part(next(module.parameters()).numel())
+        parts = rms_norm_part(module)
     return parts, None
 
 

@@ -45,6 +45,7 @@ projections.layers.embedding    embedding tables
 projections.layers.embedding_bag    tables summed by bag
 projections.layers.lora_embedding   low-rank changes of tables
 projections.layers.norm     normalisation layers
+projections.layers.rms_norm RMS normalisation
 projections.layers.attention    torch's attention
 projections.layers          all rules
 projections.normal_form     weights that a model keeps transposed

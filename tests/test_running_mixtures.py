@@ -108,15 +108,22 @@ def test_a_run_that_stops_and_goes_on_draws_the_same_examples(stop: int, tmp_pat
     )
 
 
-def test_a_watched_run_goes_on_exactly_from_a_move(tmp_path: Path) -> None:
-    whole, first, second = Run(in_batch), Run(in_batch), Run(in_batch)
+@pytest.mark.parametrize("stop", [4, 5])
+@pytest.mark.parametrize("watched_first", [False, True])
+def test_a_watched_run_goes_on_exactly_from_where_it_was_saved(
+    stop: int, watched_first: bool, tmp_path: Path
+) -> None:
+    whole, resumed = Run(in_batch), Run(in_batch)
     with whole.mixture.watching():
-        whole.steps(0, 10)
-    with first.mixture.watching():
-        first.steps(0, 4)
-    torch.save(first.state(), tmp_path / "state.pt")
-    second.load(torch.load(tmp_path / "state.pt"))
-    with second.mixture.watching():
-        second.steps(4, 10)
-    assert second.seen == whole.seen[4:]
-    np.testing.assert_array_equal(second.mixture.weights, whole.mixture.weights)
+        whole.steps(0, stop)
+        torch.save(whole.state(), tmp_path / "state.pt")
+        whole.steps(stop, 10)
+    state = torch.load(tmp_path / "state.pt")
+    if not watched_first:
+        resumed.load(state)
+    with resumed.mixture.watching():
+        if watched_first:  # as a trainer does, which loads when it starts
+            resumed.load(state)
+        resumed.steps(stop, 10)
+    assert resumed.seen == whole.seen[stop:]
+    np.testing.assert_array_equal(resumed.mixture.weights, whole.mixture.weights)

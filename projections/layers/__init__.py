@@ -8,6 +8,7 @@ from projections.layers import (
     linear,
     lora_embedding,
     norm,
+    rms_norm,
 )
 from projections.layers.base import (
     Call,
@@ -36,4 +37,5 @@ __all__ = [
     "linear",
     "lora_embedding",
     "norm",
+    "rms_norm",
 ]

@@ -112,6 +112,7 @@ class InBatchDGA(RecordedMixture):
         self._target = as_target(target, seed=seed)
         self._sums = BatchSums(self.names)
         self._direction: Direction | None = None
+        self._aims_anew = True  # before the next forward
         self._measured: list[tuple[Tensor, Tensor]] = []  # products and tokens, a pair a forward
         self._watch = Watch(
             task.model,
@@ -123,8 +124,6 @@ class InBatchDGA(RecordedMixture):
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Read gradients off all forwards in training mode and their backwards, until the end."""
-        if self._direction is None:
-            self._direction = self._aim()
         with self._watch.hooks():
             yield
 
@@ -157,8 +156,9 @@ class InBatchDGA(RecordedMixture):
                 "the step before `update` must be watched. No forward in training mode was seen "
                 "since the last one. Train inside `with mixture.watching():`."
             )
-        products = torch.cat([torch.zeros(0), *(part.cpu() for part, _ in measured)])
-        tokens = torch.cat([torch.zeros(0), *(part.cpu() for _, part in measured)])
+        # Gradients of a mean over all tokens of a forward, back to those of a sum.
+        products = torch.cat([(part * tokens.sum()).cpu() for part, tokens in measured])
+        tokens = torch.cat([part.cpu() for _, part in measured])
         # The sum of an example's tokens over its number of them, weighed by that number.
         means = products / tokens.clamp(min=1)
         self._sums.add(domains, means.double().numpy(), tokens.double().numpy())
@@ -168,27 +168,30 @@ class InBatchDGA(RecordedMixture):
         assert self._direction is not None
         norm = self._direction.sq_norm * self.loss_factor
         self._move(step, alignments / norm if norm > 0 else alignments, known)
-        self._direction = self._aim()
+        self._aims_anew = True
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that changes during training, as plain values that JSON can hold.
 
-        The target's gradient is not in it. A run goes on exactly if it was saved right after
-        a move; between two moves, the gradient is taken anew.
+        The target's gradient is not in it. It is taken anew after each save, so that the run that
+        was saved and the one that goes on from it are the same.
         """
+        self._aims_anew = True
         return {**super().state_dict(), "sums": self._sums.to_json()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state of a mixture of the same domains."""
         super().load_state_dict(state)
         self._sums.from_json(state["sums"])
-        self._direction = None
+        self._aims_anew = True
         self._measured = []
 
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
         """Make room for the products of a forward; those in evaluation mode are not training."""
         if not self.task.model.training:
             return None
+        if self._aims_anew:
+            self._direction, self._aims_anew = self._aim(), False
         tokens = tokens_of(args, kwargs)
         self._measured.append((torch.zeros_like(tokens), tokens))
         return len(tokens)
@@ -196,9 +199,8 @@ class InBatchDGA(RecordedMixture):
     def _observe(self, term: Term) -> None:
         """Add the products of one use of a layer."""
         assert self._direction is not None
-        products, tokens = self._measured[-1]
-        # A gradient of a mean over all tokens, back to that of a sum.
-        products += self._direction.products(term).to(products) * tokens.sum()
+        products, _ = self._measured[-1]
+        products += self._direction.products(term)
 
     def _aim(self) -> Direction:
         """Return the gradient of the target's mean loss a token, as it is now."""
@@ -206,7 +208,9 @@ class InBatchDGA(RecordedMixture):
         task, found = self.task, GradientSum()
         batch = to_device(task.collate(task.encode(rows)), task.device)
         watch = Watch(task.model, self._watch.layout, lambda *_: len(rows), found.add)
-        with evaluating(task.model), kept_grads(task.model), watch.hooks():
+        # This happens inside the forward of a step, which may run in lower precision.
+        exact = torch.autocast(task.device.type, enabled=False)
+        with exact, evaluating(task.model), kept_grads(task.model), watch.hooks():
             mean_loss(task, batch).backward()
         return Direction(found, rank=self.rank)
 
