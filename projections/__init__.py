@@ -67,7 +67,8 @@ from projections.normal_form import exchange_if_transposed
 from projections.output_layer import output_layer
 from projections.parallel import ordered_map
 from projections.pass_plan import PassPlan, plan_pass
-from projections.passes import PassSettings, pack, run_pass
+from projections.pass_settings import PassSettings, pack
+from projections.passes import run_pass
 from projections.per_example import (
     Component,
     Formed,

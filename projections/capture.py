@@ -12,7 +12,7 @@ overwrites in place (refused when it happens).
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -23,7 +23,8 @@ from torch.autograd.graph import register_multi_grad_hook
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 from torch.utils.hooks import RemovableHandle
 
-from projections.errors import NonDeterministicError, UnsupportedLayerError
+from projections.errors import UnsupportedLayerError
+from projections.kernels import differentiable_kernels
 from projections.layers import Call, in_full_precision
 from projections.layout import Layout, Served
 from projections.lookups import watch_lookups
@@ -36,40 +37,9 @@ from projections.per_example import (
     merge_terms,
 )
 from projections.replay import first_tensor, floating_tensors
-from projections.sharded import is_sharded, mean_gradients, precision, put_away
+from projections.sharded import put_away
 
 Observer = Callable[[Gradient], None]
-DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-
-
-def check_evaluation_mode(model: nn.Module) -> None:
-    """Refuse dropout that is on and batch norm that mixes the examples of a batch.
-
-    Raises:
-        NonDeterministicError: Names the first such layer.
-    """
-    for name, module in model.named_modules():
-        if module.training and (rate := dropout_rate(module)) > 0:
-            raise NonDeterministicError(
-                "dropout must be off, or gradients are random. The layer "
-                f"{name!r} is in training mode with p={rate}. Call `model.eval()` first."
-            )
-        if isinstance(module, BATCH_NORMS) and (module.training or module.running_mean is None):
-            raise NonDeterministicError(
-                "batch norm must be in evaluation mode, or an example's gradient depends on the "
-                f"rest of its batch. The layer {name!r} is not. Call `model.eval()` first."
-            )
-
-
-def dropout_rate(module: nn.Module) -> float:
-    """Return the share that a layer of torch drops in training mode."""
-    if isinstance(module, DROPOUTS):
-        return module.p
-    # Recurrent layers drop between their layers, so with one layer nothing.
-    if isinstance(module, nn.RNNBase):
-        return module.dropout if module.num_layers > 1 else 0.0
-    return module.dropout if isinstance(module, nn.MultiheadAttention) else 0.0
 
 
 @dataclass
@@ -371,84 +341,6 @@ class Capture:
                 self._observe(gradient)
             for part in self.layout.heads.get(name, ()):
                 self._observe(part.take(gradient))
-
-
-def check_complete(model: nn.Module, layout: Layout, run: Callable[[], Tensor]) -> None:
-    """Compare the captured gradient of one example with autograd's.
-
-    They differ where a weight is used behind its layer's back. Not compared under reentrant
-    checkpointing, where autograd gives no such gradient.
-
-    Args:
-        model: The model.
-        layout: Its components.
-        run: Runs the model on one example and returns its loss.
-
-    Raises:
-        UnsupportedLayerError: Names the first component whose gradients differ.
-    """
-    whole = replace(layout, components=layout.wholes, heads={})
-    found: dict[str, Tensor] = {}
-    capture = Capture(model, whole)
-    with capture.hooks():
-        losses = capture.forward(run, 1)
-        capture.backward(losses, lambda g: found.update({g.component.name: g.sq_norms.sum()}))
-    if capture.ran_without_graph:
-        return
-    expected = _autograd_norms(model, whole, run)
-    if not expected:
-        return
-    scale = max(float(value) for value in expected.values())
-    tolerance = 10 * torch.finfo(precision(model) or torch.float32).eps ** 0.5
-    for name, value in expected.items():
-        truth, own = float(value), float(found.get(name, value * 0).clamp(min=0).sqrt())
-        if abs(truth - own) > tolerance * (truth + 1e-3 * max(scale, 1)):
-            raise UnsupportedLayerError(
-                "a weight must be used by its layer's own forward and nothing else. That of "
-                f"{name!r} is not: the gradient of an example has the norm {truth:.6g} in all "
-                f"and {own:.6g} through the layer. Leave it out with `layers=[...]` or "
-                "`requires_grad_(False)`, or call the layer where its weight is used."
-            )
-
-
-def _autograd_norms(
-    model: nn.Module, layout: Layout, run: Callable[[], Tensor]
-) -> dict[str, Tensor]:
-    """Return the norm of each component's gradient; nothing if the loss has no graph."""
-    put_away(model)
-    parameters = dict(model.named_parameters())
-    parts = [(c.name, parameters[p.name]) for c in layout.components.values() for p in c.parameters]
-    with torch.enable_grad():
-        loss = run().sum()
-        if not loss.requires_grad:
-            return {}
-        if is_sharded(model):
-            grads = mean_gradients([p for _, p in parts], loss)
-        else:
-            grads = torch.autograd.grad(loss, [p for _, p in parts], allow_unused=True)
-    squares = dict.fromkeys(layout.components, torch.zeros((), device=loss.device))
-    for (name, _), grad in zip(parts, grads, strict=True):
-        if grad is not None:
-            squares[name] = squares[name] + grad.to(loss.dtype).square().sum()
-    return {name: square.sqrt() for name, square in squares.items()}
-
-
-@contextmanager
-def differentiable_kernels(model: nn.Module) -> Iterator[None]:
-    """Keep torch from kernels that it takes where no parameter wants a gradient.
-
-    The fast path of attention calls no layers, and cuDNN's recurrent layers have no
-    backward in evaluation mode.
-    """
-    fast = torch.backends.mha.get_fastpath_enabled()
-    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
-    cudnn = torch.backends.cudnn.flags(enabled=False) if recurrent else nullcontext()
-    try:
-        torch.backends.mha.set_fastpath_enabled(False)
-        with cudnn:
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def _wanting_gradient(output: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from projections.base import Projector
 from projections.columns import GradientNorm, Sketch, Statistic
 from projections.data import Rows, as_rows
 from projections.fingerprint import describe, fingerprint_model
-from projections.passes import PassSettings, run_pass
+from projections.pass_settings import PassSettings
+from projections.passes import run_pass
 from projections.ranks import current_ranks
 from projections.row_types import ROWS
 from projections.store import GradientStore

@@ -16,7 +16,8 @@ from projections.columns import Sketch
 from projections.indexing import describe_rows
 from projections.layout import find_components
 from projections.normal_form import exchange_if_transposed
-from projections.passes import PassSettings, run_pass
+from projections.pass_settings import PassSettings
+from projections.passes import run_pass
 from projections.per_example import Formed, Gradient, Parameter
 from projections.records import read_dataset
 from projections.store import GradientStore

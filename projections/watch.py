@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from projections.capture import BATCH_NORMS
 from projections.errors import NonDeterministicError, UnsupportedLayerError
+from projections.evaluation_mode import BATCH_NORMS
 from projections.layout import Layout
 from projections.per_example import Term, fold_examples
 

@@ -54,7 +54,10 @@ projections.lookups         look-ups inside embeddings that do more
 projections.replay          modules run again, example by example
 projections.layout          the components of a model
 projections.tracing         where the examples are
+projections.evaluation_mode no dropout, no statistics of a batch
+projections.kernels         kernels that are kept out of the way
 projections.capture         gradients of every layer from one backward
+projections.completeness    is what layers give all of a gradient?
 projections.watch           gradients of a training step, while it happens
 projections.directions      products with one gradient, exact or of low rank
 projections.columns         what a pass computes for each row
@@ -64,6 +67,9 @@ projections.output_layer    the layer whose outputs are the logits
 projections.weight_alignment    along which weights a gradient points
 projections.agreement       which gradients point as the others do
 projections.features        what goes into a layer, as one vector a row
+projections.pass_settings   batches by length, shards, and which components
+projections.batch_runs      one batch: a forward, and a backward for each draw
+projections.preflight       what is tried on a few rows before a pass
 projections.passes          one walk over a dataset
 projections.checkpoint      where a killed pass goes on
 projections.sjlt            sparse random projection

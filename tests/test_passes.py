@@ -44,7 +44,7 @@ from projections import (
     run_pass,
     show_progress,
 )
-from projections.passes import pack
+from projections.pass_settings import pack
 
 SUMS = 1e-10  # float64 sums in another order
 COLUMNS = ("loss", "grad_norm", "sketch")

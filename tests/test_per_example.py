@@ -31,8 +31,9 @@ from projections import (
     find_components,
     run_pass,
 )
-from projections.capture import Capture, check_evaluation_mode
+from projections.capture import Capture
 from projections.errors import NonDeterministicError
+from projections.evaluation_mode import check_evaluation_mode
 from projections.per_example import merge_terms
 
 EXACT = 1e-10  # float64 rounding over sums of a few hundred terms
