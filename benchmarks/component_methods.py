@@ -13,21 +13,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from component_choices import SHARE, Choice, choose_heads, choose_in_ways
 from component_corpora import Corpus, Model
 
 from influence import (
     EKFAC,
-    Accuracy,
-    Agreement,
-    Budget,
     ChosenComponents,
     ComponentProducts,
-    Objective,
     SourceQuestions,
     build_index,
-    choose_components,
     component_products,
-    search_beam,
     source_questions,
     split_queries,
 )
@@ -39,13 +34,12 @@ from projections import (
     Projector,
     Sketch,
     find_components,
+    find_heads,
     run_pass,
 )
 
 READING = PassSettings(batch_size=16, max_tokens=4096)
 DIMENSIONS = (256, 1024, 4096, 16_384)
-SHARE = 1 / 3  # of the queries, to choose on
-BUDGET = 0.05  # of the parameters
 TIMED = 10  # queries
 FIT_ROWS = 400  # texts that the curvature is fitted to
 EKFAC_DIMENSIONS = 1024
@@ -151,14 +145,14 @@ class Outcome:
     Args:
         methods: What they found, the full gradient first.
         products: What every component says.
-        choices: By name, what was chosen.
-        seconds: What choosing took, by name.
+        by_head: The same, attention by head.
+        choices: What was chosen.
     """
 
     methods: list[Found]
     products: ComponentProducts
-    choices: dict[str, ChosenComponents]
-    seconds: dict[str, float]
+    by_head: ComponentProducts
+    choices: list[Choice]
 
 
 def run_trial(trial: Trial) -> Outcome:
@@ -167,58 +161,42 @@ def run_trial(trial: Trial) -> Outcome:
     Cosines of chosen components come from the products of all; their seconds, and those of
     every other method, are taken on a few queries, with only what the method needs.
     """
-    products = trial.products()
+    products, by_head = trial.products(), trial.products(_headed(trial))
     sizes = [component.size for component in products.components]
-    choices, spent = _choices(trial, products)
+    whole = choose_in_ways(products, trial.groups)
+    heads = choose_heads(by_head, trial.groups)
     trial.few.products()  # the first pass checks the model, which is not timed
     taken = _per_hundred(trial.few, trial.few.products)
     methods = [
         Found("full gradient, cosine", sum(sizes), products.cosines(), taken),
         Found("full gradient, inner product", sum(sizes), products.dots(), taken),
     ]
-    for name, chosen in choices.items():
-        settings = chosen.settings(trial.task, READING)
-        trial.few.products(settings)
-        taken = _per_hundred(trial.few, lambda s=settings: trial.few.products(s))
-        count = sum(sizes[place] for place in products.find(chosen.names))
-        methods.append(Found(name, count, products.cosines(chosen.names), taken))
-    greedy = choices["greedy, by accuracy, 5 % of the parameters"]
+    methods += [_timed(trial, choice, READING) for choice in whole]
+    methods += [_timed(trial, choice, _headed(trial)) for choice in heads]
+    (greedy,) = (c.chosen for c in whole if c.name.startswith("greedy, by accuracy, "))
     methods += _sketches(trial, greedy)
     methods += _ekfac(trial, READING, "EK-FAC index")
     linear = [name for name in greedy.names if name in _linear(trial)]
     if linear:
         some = replace(READING, layers=tuple(linear))
         methods += _ekfac(trial, some, "EK-FAC index of the greedy set")
-    return Outcome([*methods, _embeddings(trial), _lexical(trial)], products, choices, spent)
+    methods += [_embeddings(trial), _lexical(trial)]
+    return Outcome(methods, products, by_head, [*whole, *heads])
 
 
-def _choices(
-    trial: Trial, products: ComponentProducts
-) -> tuple[dict[str, ChosenComponents], dict[str, float]]:
-    """Return components that were chosen in several ways, on the first split."""
-    ids = products.query_ids.tolist()
-    accuracy = Accuracy(dict(zip(ids, ids, strict=True)))
-    most = sum(component.size for component in products.components)
-    budget = Budget(most=max(BUDGET * most, min(c.size for c in products.components)))
+def _timed(trial: Trial, choice: Choice, reading: PassSettings) -> Found:
+    """Return what chosen components find, and the seconds of a pass over them alone."""
+    settings = choice.chosen.settings(trial.task, reading)
+    trial.few.products(settings)
+    taken = _per_hundred(trial.few, lambda: trial.few.products(settings))
+    names = choice.chosen.names
+    count = sum(c.size for c in choice.products.components if c.name in names)
+    return Found(choice.name, count, choice.products.cosines(names), taken)
 
-    def single(products: ComponentProducts, objective: Objective, **options: Any) -> Any:
-        path = search_beam(products, objective, width=1, **options)
-        return type(path)(path.sets[:1], path.values[:1], path.costs[:1], path.most)
 
-    ways: dict[str, tuple[Objective, dict[str, Any]]] = {
-        "best single component": (accuracy, {"search": single}),
-        "greedy, by accuracy": (accuracy, {}),
-        "greedy, by accuracy, 5 % of the parameters": (accuracy, {"budget": budget}),
-        "greedy, by agreement, 5 % of the parameters": (Agreement(), {"budget": budget}),
-    }
-    choices, spent = {}, {}
-    for name, (objective, options) in ways.items():
-        began = time.process_time()
-        choices[name] = choose_components(
-            products, objective, seed=0, share=SHARE, groups=trial.groups, **options
-        )
-        spent[name] = time.process_time() - began
-    return choices, spent
+def _headed(trial: Trial) -> PassSettings:
+    """Return settings of passes that take attention apart by head."""
+    return replace(READING, heads=find_heads(trial.model.model))
 
 
 def _sketches(trial: Trial, greedy: ChosenComponents) -> list[Found]:

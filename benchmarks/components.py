@@ -5,10 +5,11 @@
 After "Select or Project?" (arXiv:2601.16651): a query is a paraphrase of a training text, or
 its beginning, or the model's own answer to a paraphrased question; its candidates are four
 texts that share its words and its source. Components are chosen on a third of the queries,
-by author or task, and every number is about the other two thirds. Agreement is the cosine
-of a method's scores with the cosines of the full gradient. Seconds are of the processor, on
-one thread, for a hundred texts, from tokens to what is compared. Outcomes and the trained
-model stay in the cache, so a run that was stopped goes on.
+by author or task, among whole weights or with attention apart by head, and every number is
+about the other two thirds. Agreement is the cosine of a method's scores with the cosines of
+the full gradient. Seconds are of the processor, on one thread, for a hundred texts, from
+tokens to what is compared. Outcomes and the trained model stay in the cache, so a run that
+was stopped goes on.
 """
 
 import json
@@ -19,6 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from component_choices import is_head
 from component_corpora import (
     QUICK,
     Sizes,
@@ -31,6 +33,8 @@ from component_corpora import (
 from component_methods import Outcome, Trial, run_trial
 from component_search import search_table
 from measuring import options, parse, publish, table
+
+from influence import ComponentProducts
 
 KINDS = (
     "embed_tokens",
@@ -79,10 +83,25 @@ def summarise(trial: Trial, outcome: Outcome) -> dict[str, Any]:
         "candidates": len(trial.candidates),
         "rows": [[*row[:1], *map(float, row[1:])] for row in rows],
         "kinds": kinds,
-        "chosen": {name: list(c.names) for name, c in outcome.choices.items()},
-        "selected": {name: c.value for name, c in outcome.choices.items()},
-        "spent": outcome.seconds,
+        "heads": summarise_heads(trial, outcome.by_head),
+        "chosen": {c.name: list(c.chosen.names) for c in outcome.choices},
+        "selected": {c.name: c.chosen.value for c in outcome.choices},
+        "spent": {c.name: c.seconds for c in outcome.choices},
     }
+
+
+def summarise_heads(trial: Trial, by_head: ComponentProducts) -> dict[str, list[float]]:
+    """Return how well one attention head alone finds sources, by the weights that it is part of."""
+    found = {}
+    for kind in ("q_proj", "k_proj", "v_proj", "o_proj"):
+        names = [name for name in by_head.names if is_head(name) and f".{kind}[" in name]
+        if names:
+            alone = [
+                trial.questions.hits(by_head.cosines([n]))[trial.reported].mean() for n in names
+            ]
+            size = by_head.components[by_head.find(names[:1])[0]].size
+            found[kind] = [len(names), size, *map(float, np.quantile(alone, (0, 0.5, 1)))]
+    return found
 
 
 def show(found: dict[str, Any]) -> str:
@@ -102,7 +121,12 @@ def show(found: dict[str, Any]) -> str:
         [kind, f"{int(count):,}", f"{together:.3f}", f"{low:.3f} to {high:.3f}"]
         for kind, (count, together, low, high) in found["kinds"].items()
     ]
-    sizes = ", ".join(
+    heads = [
+        [kind, f"{int(count)}", f"{int(size):,}", *(f"{value:.3f}" for value in spread)]
+        for kind, (count, size, *spread) in found["heads"].items()
+    ]
+    columns = ["heads of", "heads", "parameters of one", "worst alone", "median", "best alone"]
+    sizes = "; ".join(
         f"{name}: {len(names)} component(s), {found['selected'][name]:.3f} where they were chosen, "
         f"{found['spent'][name]:.2f} s"
         for name, names in found["chosen"].items()
@@ -116,6 +140,7 @@ def show(found: dict[str, Any]) -> str:
             table(head, rows),
             f"Chosen: {sizes}.",
             table(["weights", "parameters", "together", "one layer alone"], kinds),
+            table(columns, heads),
         ]
     )
 

@@ -23,6 +23,7 @@ from selection import (
     find_opposing,
     find_repeats,
     measure_coherence,
+    measure_moments,
     measure_spectrum,
 )
 
@@ -80,10 +81,13 @@ def diagnose(store: GradientStore, shown: ShownRows, group_by: str | None = None
     """
     column = shown.column(group_by)
     groups = None if column is None else [str(value) for value in column[1]]
+    moments = measure_moments(store)
     sections = [
         _coherence(measure_coherence(store, groups, num_shown=NUM_SHOWN), column, shown),
-        _spectrum(measure_spectrum(store)),
-        *_opposing(find_opposing(store, num_directions=NUM_DIRECTIONS, num_shown=NUM_SHOWN), shown),
+        _spectrum(measure_spectrum(moments)),
+        *_opposing(
+            find_opposing(moments, num_directions=NUM_DIRECTIONS, num_shown=NUM_SHOWN), shown
+        ),
     ]
     if groups is not None and len(set(groups)) > 1:
         sections.append(_outliers(store, groups, column, shown))

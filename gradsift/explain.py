@@ -10,7 +10,7 @@ import numpy as np
 from gradsift.html import as_number
 from gradsift.shown_rows import Shown, ShownRows
 from influence import GradientCosine, retrieve_rows
-from projections import DataError, GradientStore, Scores
+from projections import DataError, GradientStore, Rows, Scores, read_dataset
 from selection import find_class_outliers, find_repeats
 
 NUM_NEIGHBOURS = 5
@@ -122,6 +122,7 @@ def explain(example: str, sources: Sequence[Path], data: Path | None = None) -> 
         DataError: No source has the example, or one of them is neither scores nor a store.
     """
     found: dict[str, Any] = {"standings": []}
+    rows = None if data is None else Rows(read_dataset(data))
     row_id: Any = None
     for source in sources:
         store = GradientStore.open(source) if source.is_dir() else None
@@ -138,11 +139,11 @@ def explain(example: str, sources: Sequence[Path], data: Path | None = None) -> 
             if (standing := _standing(source.name, name, scores.columns[name], place)) is not None
         ]
         if store is not None:
-            shown = ShownRows(data, store.ids)
+            shown = ShownRows(data, store.ids, rows)
             found["alike"], found["opposed"] = _neighbours(store, place, shown)
             found["group"] = _group(store, place, shown)
-    if data is not None:
-        found |= _from_data(row_id, ShownRows(data, np.asarray([row_id])))
+    if rows is not None:
+        found |= _from_data(row_id, ShownRows(data, np.asarray([row_id]), rows))
     return Explanation(row_id, **found)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ from gradsift.figures import image_uri
 from projections import LABEL_COLUMNS, DataError, Rows, read_dataset
 
 LONGEST = 600  # characters of an example
+LINES, LINE = 20, 32  # lines of an example that are shown whole, and their length on a phone
 SHORT = 40  # characters of a value that is shown beside the text
 TEXT = "text"
 BLOCK = 1024  # rows that are read at a time
 SMALLEST_IMAGE, LARGEST_IMAGE = 4, 512  # pixels a side of what is taken for an image
 
 Shown = Mapping[str, Any]
-"""What a page shows of an example: ``fields``, ``example`` and ``image``; or nothing."""
+"""What a page shows of an example: ``fields``, ``example`` and ``image``, and whether it
+``is_long``, so that its text may scroll; or nothing."""
 
 
 class ShownRows:
@@ -26,15 +29,18 @@ class ShownRows:
     Args:
         data: The data they are rows of; without it nothing can be shown.
         ids: Ids of the examples, as a table of scores or a store has them.
+        rows: The rows of the data, where they have been read before.
 
     Raises:
         DataError: The data does not hold one of them.
     """
 
-    def __init__(self, data: Path | None, ids: np.ndarray) -> None:
+    def __init__(self, data: Path | None, ids: np.ndarray, rows: Rows | None = None) -> None:
         """Find the rows of the ids."""
         self.ids = ids
-        self.rows = None if data is None else Rows(read_dataset(data))
+        if data is not None and rows is None:
+            rows = Rows(read_dataset(data))
+        self.rows = rows
         if self.rows is None:
             return
         self._where = {row_id: place for place, row_id in enumerate(self.rows.ids.tolist())}
@@ -64,7 +70,7 @@ class ShownRows:
             if name not in ("id", TEXT, image_name) and is_short(value)
         }
         text = "" if image is not None and TEXT not in row else shown_text(row)
-        return {"fields": fields, "example": text, "image": image}
+        return {"fields": fields, "example": text, "image": image, "is_long": is_long(text)}
 
     def column(self, name: str | None) -> tuple[str, list[Any]] | None:
         """Return a column of all ids: the one that is named, or the labels if there are any.
@@ -99,6 +105,11 @@ def shown_text(example: Mapping[str, Any]) -> str:
     if not isinstance(text, str):
         text = json.dumps(dict(example), ensure_ascii=False, default=str)
     return text if len(text) <= LONGEST else text[:LONGEST] + " …"
+
+
+def is_long(text: str) -> bool:
+    """Tell whether a text has too many lines to be shown whole, on the narrowest of screens."""
+    return sum(max(1, ceil(len(line) / LINE)) for line in text.splitlines()) > LINES
 
 
 def find_image(row: Mapping[str, Any]) -> tuple[str | None, str | None]:

@@ -277,6 +277,7 @@ selection.scoring.row_agreement rows that point as the others do
 selection.scoring           scores of examples that need more than one look
 selection.diagnostics.coherence how far gradients add up
 selection.diagnostics.layer_coherence   the same of each layer, exactly
+selection.diagnostics.moments   sums over rows that directions are found from
 selection.diagnostics.opposing  groups that pull in opposite directions
 selection.diagnostics.outliers  gradients unlike those of their class
 selection.diagnostics.spectrum  in how many directions gradients lie

@@ -37,6 +37,7 @@ from selection import (
     follow_subspace,
     layer_slices,
     measure_coherence,
+    measure_moments,
     measure_spectrum,
     oppose_along,
 )
@@ -242,6 +243,20 @@ def test_the_spectrum_is_that_of_the_second_moment() -> None:
     assert_array_equal(found.examples, np.abs(rows @ found.directions).argmax(0))
     zero = measure_spectrum(np.zeros((3, 2)))
     assert (zero.effective_dimension, zero.stable_rank, zero.explained.tolist()) == (0, 0, [0, 0])
+
+
+def test_diagnostics_that_share_sums_walk_the_rows_once_for_them() -> None:
+    rows = random_rows(40, 5)
+    moments = measure_moments(rows)
+    assert measure_moments(moments) is moments
+    assert_allclose(moments.products, rows.T @ rows)
+    assert_allclose(moments.total, rows.sum(0))
+    spectra = measure_spectrum(rows), measure_spectrum(moments)
+    assert_array_equal(spectra[0].eigenvalues, spectra[1].eigenvalues)
+    assert_array_equal(spectra[0].examples, spectra[1].examples)
+    for apart, shared in zip(find_opposing(rows), find_opposing(moments), strict=True):
+        assert_array_equal(apart.positive, shared.positive)
+        assert_array_equal(apart.direction, shared.direction)
 
 
 def test_overlap_is_one_with_itself_nought_when_orthogonal_and_by_chance_in_between() -> None:

@@ -21,6 +21,7 @@ from projections import (
     GradientStore,
     Scores,
     index_gradients,
+    read_dataset,
     write_dataset,
 )
 
@@ -178,6 +179,21 @@ def test_an_example_is_explained_on_the_command_line(
     assert "`sources` must name a table of scores or an index" in capsys.readouterr().err
 
 
+def test_an_explanation_reads_its_data_once(
+    pictures: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, data = pictures
+    loss = tmp_path / "loss.parquet"
+    Scores(np.arange(24), {"other": np.arange(24.0)}).save(loss)
+    known, read = read_dataset, []
+    for module in ("explain", "shown_rows"):
+        monkeypatch.setattr(
+            f"gradsift.{module}.read_dataset", lambda path: read.append(path) or known(path)
+        )
+    found = explain("7", [store, loss], data)
+    assert read == [data] and found.group is not None and found.repeats
+
+
 def test_images_are_known_by_their_shape() -> None:
     assert find_image({"a": [[1.0] * 8] * 8})[0] == "a"
     assert find_image({"a": np.zeros((8, 8, 3))})[0] == "a"
@@ -189,6 +205,53 @@ def test_images_are_known_by_their_shape() -> None:
         [[1], [1, 2]],
     ):
         assert find_image({"a": other}) == (None, None)
+
+
+# Six hundred letters are 19 lines of a phone, and are shown whole.
+@pytest.mark.parametrize(
+    ("text", "stops"), [("short", 0), ("one two three " * 60, 0), ("a line\n" * 30, 32)]
+)
+def test_only_texts_that_can_scroll_stop_the_tab_key(
+    scores: Path, tmp_path: Path, text: str, stops: int
+) -> None:
+    rows = [{"id": i, "text": text} for i in range(20)]
+    write_dataset(datasets.Dataset.from_list(rows), tmp_path / "data.jsonl")
+    page = Page(write_report(scores, data=tmp_path / "data.jsonl").read_text())
+    found = [own for tag, own in page.elements if tag == "pre"]
+    reached = [own for own in found if "tabindex" in own]
+    assert (len(found), len(reached)) == (32, stops)
+    assert all(own["role"] == "region" and own["aria-label"] for own in reached)
+
+
+def test_a_page_can_be_used_by_keyboard(pictures: tuple[Path, Path]) -> None:
+    store, data = pictures
+    text = write_report(store, data=data).read_text()
+    page = Page(text)
+    ids = [own["id"] for _, own in page.elements if "id" in own]
+    assert len(ids) == len(set(ids))
+    links = [own["href"] or "" for tag, own in page.elements if tag == "a"]
+    assert links[0] == "#main" and {link[1:] for link in links} <= set(ids)
+    sections = {own["id"] for tag, own in page.elements if tag == "section"}
+    assert sections == {link[1:] for link in links[1:]}
+    # What is reached by the Tab key comes in the order of the page, and has a name.
+    reached = [own for _, own in page.elements if "tabindex" in own]
+    assert all(own["tabindex"] == "0" and own["aria-label"] for own in reached)
+    assert not any(name.startswith("on") for _, own in page.elements for name in own)
+    assert ":focus-visible { outline: 3px" in text and "outline: none" not in text
+    images = [own for tag, own in page.elements if tag == "img"]
+    assert images and all(own["alt"] for own in images)
+
+
+class Page(HTMLParser):
+    """All elements of a page with their attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
 
 
 class Addresses(HTMLParser):

@@ -2,6 +2,7 @@
 
 from selection.diagnostics.coherence import Coherence, layer_slices, measure_coherence
 from selection.diagnostics.layer_coherence import CoherenceByLayer
+from selection.diagnostics.moments import RowMoments, measure_moments
 from selection.diagnostics.opposing import (
     LossChanges,
     OpposingGroups,
@@ -31,6 +32,7 @@ __all__ = [
     "OpposingGroups",
     "RepeatReport",
     "Repeats",
+    "RowMoments",
     "Spectrum",
     "SubspaceHistory",
     "compare_losses",
@@ -41,6 +43,7 @@ __all__ = [
     "follow_subspace",
     "layer_slices",
     "measure_coherence",
+    "measure_moments",
     "measure_spectrum",
     "oppose_along",
 ]

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from projections import DataError, Scores, check_at_least
+from selection.diagnostics.moments import measure_moments
 from selection.row_blocks import RowBlocks, as_row_blocks
 
 
@@ -49,7 +50,7 @@ def find_opposing(
     The directions are the main axes of the gradients around their mean, largest first.
 
     Args:
-        rows: A `GradientStore`, `Embeddings` or an array ``n k``.
+        rows: A `GradientStore`, `Embeddings`, an array ``n k``, or their `measure_moments`.
         num_directions: Number of directions.
         num_shown: Most examples that are named at either end.
 
@@ -68,14 +69,14 @@ def find_opposing(
     """
     check_at_least("num_directions", num_directions, 1)
     check_at_least("num_shown", num_shown, 1)
-    blocks = as_row_blocks(rows)
-    gram, total = second_moment(blocks)
-    mean = total / len(blocks)
-    values, axes = np.linalg.eigh(gram / len(blocks) - np.outer(mean, mean))
+    moments = measure_moments(rows)
+    blocks = moments.blocks
+    mean = moments.total / len(blocks)
+    values, axes = np.linalg.eigh(moments.products / len(blocks) - np.outer(mean, mean))
     count = min(num_directions, int((values > 1e-12 * max(values[-1], 0.0)).sum()))
     main = axes[:, ::-1][:, :count]
-    products = np.concatenate([rows @ main for _, rows in blocks])
-    trace = float(np.trace(gram))
+    products = np.concatenate([some @ main for _, some in blocks])
+    trace = float(np.trace(moments.products))
     return [_ends(blocks, products[:, n], main[:, n], trace, num_shown) for n in range(count)]
 
 
@@ -178,17 +179,6 @@ def cancelled(products: Float[np.ndarray, " n"]) -> float:
     r"""Return :math:`1 - |\sum p_i| / \sum |p_i|`, and 0 where all are zero."""
     total = float(np.abs(products).sum())
     return 1 - abs(float(products.sum())) / total if total > 0 else 0.0
-
-
-def second_moment(
-    blocks: RowBlocks,
-) -> tuple[Float[np.ndarray, "k k"], Float[np.ndarray, " k"]]:
-    """Return the sum of the outer products of all rows, and the sum of the rows."""
-    gram, total = np.zeros((blocks.num_dims, blocks.num_dims)), np.zeros(blocks.num_dims)
-    for _, rows in blocks:
-        gram += rows.T @ rows
-        total += rows.sum(axis=0)
-    return gram, total
 
 
 def _ends(

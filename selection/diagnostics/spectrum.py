@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from projections import DataError, GradientStore, check_at_least
-from selection.diagnostics.opposing import second_moment
+from selection.diagnostics.moments import measure_moments
 from selection.row_blocks import as_row_blocks
 
 
@@ -80,7 +80,7 @@ def measure_spectrum(rows: Any, *, num_directions: int = 10) -> Spectrum:
     """Measure in how many directions gradients lie.
 
     Args:
-        rows: A `GradientStore`, `Embeddings` or an array ``n k``.
+        rows: A `GradientStore`, `Embeddings`, an array ``n k``, or their `measure_moments`.
         num_directions: Most main directions to keep; fewer where there are not as many.
 
     Raises:
@@ -96,9 +96,9 @@ def measure_spectrum(rows: Any, *, num_directions: int = 10) -> Spectrum:
         happens in a tiny subspace (2018), arXiv:1812.04754, for the overlap.
     """
     check_at_least("num_directions", num_directions, 1)
-    blocks = as_row_blocks(rows)
-    gram, _ = second_moment(blocks)
-    values, axes = np.linalg.eigh(gram / len(blocks))
+    moments = measure_moments(rows)
+    blocks = moments.blocks
+    values, axes = np.linalg.eigh(moments.products / len(blocks))
     values, axes = values[::-1].clip(min=0), axes[:, ::-1]
     count = min(num_directions, len(values), len(blocks))
     main = axes[:, :count]
