@@ -71,6 +71,7 @@ def build_corpus(
     num_generic: int,
     num_domains: int,
     seed: int,
+    length: int = LENGTH,
 ) -> Corpus:
     """Cluster the generic documents and cut all documents into passages.
 
@@ -81,11 +82,12 @@ def build_corpus(
         num_generic: Most documents of each source to train on.
         num_domains: Number of clusters.
         seed: Decides the clusters.
+        length: Tokens of a passage.
     """
     held = {name: texts[:150] for name, texts in sources.items()}
     generic = [text for texts in sources.values() for text in texts[150 : 150 + num_generic]]
     encoder = train_tokenizer(generic)
-    shown = [text for text in held[target] if passages(encoder, [text])][:num_target]
+    shown = [text for text in held[target] if passages(encoder, [text], length)][:num_target]
     words = TfidfVectorizer(max_features=20_000, sublinear_tf=True).fit(generic)
     rows = words.transform(generic)
     squeezed = TruncatedSVD(min(64, rows.shape[1] - 1), random_state=seed).fit(rows)
@@ -94,7 +96,7 @@ def build_corpus(
     centers = cluster_centers(clusters.fit(Embeddings(vectors)), unit_length=True)
     places = centers.nearest(vectors)
     found = {
-        name: passages(encoder, [generic[at] for at in np.flatnonzero(places == place)])
+        name: passages(encoder, [generic[at] for at in np.flatnonzero(places == place)], length)
         for place, name in enumerate(centers.names)
     }
     kept = [place for place, name in enumerate(centers.names) if found[name]]
@@ -102,9 +104,9 @@ def build_corpus(
     others = [text for name, texts in held.items() if name != target for text in texts[:20]]
     return Corpus(
         {name: found[name] for name in names},
-        passages(encoder, shown),
-        passages(encoder, held[target][50:])[:NUM_TEST],
-        passages(encoder, others)[: 2 * NUM_TEST],
+        passages(encoder, shown, length),
+        passages(encoder, held[target][50:], length)[:NUM_TEST],
+        passages(encoder, others, length)[: 2 * NUM_TEST],
         squeezed.transform(words.transform(shown)),
         Centers(names, centers.points[kept], unit_length=True),
     )
@@ -122,17 +124,17 @@ def train_tokenizer(texts: Sequence[str]) -> Tokenizer:
     return tokenizer
 
 
-def passages(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Row]:
+def passages(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> list[Row]:
     """Cut documents into passages; what is shorter than one is left out."""
     rows = []
     for encoding in tokenizer.encode_batch([text[:4000] for text in texts]):
         ids = encoding.ids
-        ends = range(LENGTH, min(len(ids), MOST_PASSAGES * LENGTH) + 1, LENGTH)
-        rows += [{"input_ids": ids[end - LENGTH : end]} for end in ends]
+        ends = range(length, min(len(ids), MOST_PASSAGES * length) + 1, length)
+        rows += [{"input_ids": ids[end - length : end]} for end in ends]
     return rows
 
 
-def build_model(*, width: int, depth: int, seed: int) -> LlamaForCausalLM:
+def build_model(*, width: int, depth: int, seed: int, length: int = LENGTH) -> LlamaForCausalLM:
     """Return an untrained model."""
     config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -140,7 +142,7 @@ def build_model(*, width: int, depth: int, seed: int) -> LlamaForCausalLM:
         intermediate_size=width * 5 // 2,
         num_hidden_layers=depth,
         num_attention_heads=4,
-        max_position_embeddings=LENGTH,
+        max_position_embeddings=length,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=None,

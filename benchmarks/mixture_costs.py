@@ -8,6 +8,7 @@ over one without, in turns. Agreement is with the exact alignments of much large
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,13 @@ from mixtures import QUICK, REGIMES, Size, Training
 from selection import DGA, ODM, DomainGradients, InBatchDGA, MirrorDescent
 
 RULE = MirrorDescent(step_size=0.0)  # the mixture stays, so that all see the same batches
-RANKS = (None, 32, 8, 2)
+RANKS = (None, 8, 4, 2, 1)
 PARTS = {"the last block": "model.layers.{last}.*", "MLPs": "*.mlp.*"}
-WEIGHTS = ["*proj", "*embed*", "*head*"]  # all but norms
+CHOSEN_RANK = 4  # of the ways with chosen components
+SIZES = {  # the model and its passages
+    "small": (Size(batch_size=16, steps=120), 64),
+    "large": (Size(batch_size=16, steps=120, width=256, depth=6), 128),
+}
 EVERY = 100
 DRAWS = 3  # of the target's batch
 
@@ -58,6 +63,8 @@ def costs(training: Training, rounds: int, repeats: int) -> list[list[str]]:
         times = interleave({"step": step, "move": lambda m=dga: m.update(0)}, rounds)
         ratio = times.ratio("move", "step")
         rows.append([name, _share(ratio / EVERY), f"{ratio:.1f}"])
+    runs: dict[str, Callable[[], Any]] = {"step": step}
+    aims: dict[str, float] = {}
     for name, settings in _ways(size).items():
         mixture = InBatchDGA(
             training.task, training.names, corpus.target, every=10**9, **settings, **target
@@ -68,10 +75,8 @@ def costs(training: Training, rounds: int, repeats: int) -> list[list[str]]:
                 step()
                 mixture.update(0, domains=domains)
 
-        times = interleave({"step": step, "watched": watched}, rounds, repeats=repeats)
-        move = _seconds(lambda m=mixture: m._aim()) / times.typical("step")
-        share = times.ratio("watched", "step") - 1 + move / EVERY
-        rows.append([name, _share(share), f"{move:.1f}"])
+        runs[name] = watched
+        aims[name] = _seconds(mixture._aim)
     odm = ODM(training.names)
     losses = np.ones(len(domains))
 
@@ -79,8 +84,13 @@ def costs(training: Training, rounds: int, repeats: int) -> list[list[str]]:
         step()
         odm.update(0, domains=domains, losses=losses)
 
-    times: Times = interleave({"step": step, "odm": with_losses}, rounds, repeats=repeats)
-    rows.append(["ODM (losses only)", _share(times.ratio("odm", "step") - 1), "0"])
+    runs["ODM (losses only)"] = with_losses
+    times: Times = interleave(runs, rounds, repeats=repeats)
+    for name in runs:
+        if name != "step":
+            move = aims.get(name, 0.0) / times.typical("step")
+            share = times.ratio(name, "step") - 1 + move / EVERY
+            rows.append([name, _share(share), f"{move:.1f}"])
     return rows
 
 
@@ -95,10 +105,16 @@ def agreement(training: Training, num_batches: int, large: int) -> list[list[str
     exact = gradients(None, large, 1).products(0)
     truth = exact.dots / exact.target_sq_norm
     rows = []
-    for name, layers in {"all components": None, **_patterns(size)}.items():
-        found = [gradients(layers, size.batch_size, 2).products(n).dots for n in range(DRAWS)]
-        seen = size.batch_size * (len(training.names) + 1)
-        rows.append([f"a batch for each domain, {name}", str(seen), _mean(found, truth)])
+    few = max(1, size.batch_size // 4)
+    separate: dict[str, tuple[str | None, int]] = {
+        "a batch for each domain, all components": (None, size.batch_size),
+        "a quarter of a batch for each domain, all components": (None, few),
+    }
+    for name, layers in _patterns(size).items():
+        separate[f"a quarter of a batch for each domain, {name}"] = (layers, few)
+    for name, (layers, count) in separate.items():
+        found = [gradients(layers, count, 2).products(n).dots for n in range(DRAWS)]
+        rows.append([name, str(count * (len(training.names) + 1)), _mean(found, [truth]), ""])
     settings = {"every": num_batches, "batch_size": size.batch_size, "rule": RULE}
     watching = {
         name: [
@@ -119,9 +135,13 @@ def agreement(training: Training, num_batches: int, large: int) -> list[list[str
             for mixture in mixtures:
                 mixture.update(number, domains=places)
     seen = f"{size.batch_size} (+ {num_batches * size.batch_size} trained on)"
-    for name, group in watching.items():
-        found = [mixture.history.columns["signal"][-1] for mixture in group]
-        rows.append([name, seen, _mean(found, truth)])
+    signals = {
+        name: [mixture.history.columns["signal"][-1] for mixture in group]
+        for name, group in watching.items()
+    }
+    for name, found in signals.items():
+        whole = _mean(found, signals["training batch, exact"])
+        rows.append([name, seen, _mean(found, [truth]), whole])
     return rows
 
 
@@ -130,8 +150,11 @@ def _ways(size: Size) -> dict[str, dict[str, Any]]:
     ways: dict[str, dict[str, Any]] = {
         f"training batch, {_rank(rank)}": {"rank": rank} for rank in RANKS
     }
-    for name, layers in {"without norms": WEIGHTS, **_patterns(size)}.items():
-        ways[f"training batch, rank 8, {name}"] = {"rank": 8, "layers": layers}
+    for name, layers in _patterns(size).items():
+        ways[f"training batch, rank {CHOSEN_RANK}, {name}"] = {
+            "rank": CHOSEN_RANK,
+            "layers": layers,
+        }
     return ways
 
 
@@ -160,10 +183,10 @@ def _seconds(run: Callable[[], Any]) -> float:
     return min(found)
 
 
-def _mean(found: list[np.ndarray], truth: np.ndarray) -> str:
+def _mean(found: list[np.ndarray], truths: list[np.ndarray]) -> str:
     """Return mean and range of the correlation with the truth, over domains known to both."""
     values = []
-    for signal in found:
+    for signal, truth in zip(found, truths * (len(found) // len(truths)), strict=True):
         known = np.isfinite(signal)
         values.append(np.corrcoef(signal[known], truth[known])[0, 1])
     return f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
@@ -173,14 +196,20 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--data", type=Path, help="folder of sources, `*.jsonl.gz` with `text`")
     parser.add_argument("--target", default="cs_abstracts", help="the source to specialise to")
+    parser.add_argument("--size", choices=tuple(SIZES), default="small", help="of the model")
+    parser.add_argument("--steps", type=int, help="steps of training before; default: 60")
     parser.add_argument("--only", choices=("cost", "agreement"), help="one of the two tables")
     parser.add_argument("--repeats", type=int, default=5, help="steps that are timed at a time")
     chosen = parse(parser)
-    size = QUICK if chosen.quick or chosen.data is None else Size(batch_size=16, steps=120)
+    quick = chosen.quick or chosen.data is None
+    size, length = (QUICK, 32) if quick else SIZES[chosen.size]
     sources = read_sources(None if chosen.quick else chosen.data, 0)
     target = chosen.target if chosen.target in sources else next(iter(sources))
     numbers = REGIMES["little generic text"]
-    corpus = build_corpus(sources, target, num_domains=size.num_domains, seed=0, **numbers)
+    corpus = build_corpus(
+        sources, target, num_domains=size.num_domains, seed=0, length=length, **numbers
+    )
+    size = replace(size, steps=2 * chosen.steps) if chosen.steps else size
     training = Training(corpus, size, 0, proxy=True)
     weights = np.full(len(training.names), 1 / len(training.names))
     for _ in range(training.steps):
@@ -189,8 +218,8 @@ def main() -> None:
     num_batches, large = (4, 16) if chosen.quick else (20, 128)
     number = sum(parameter.numel() for parameter in training.model.parameters())
     parts = [
-        f"A model of {number:,} parameters, steps of {size.batch_size} passages of 64 tokens, "
-        f"{len(training.names)} domains, after {training.steps} steps of training."
+        f"A model of {number:,} parameters, steps of {size.batch_size} passages of {length} "
+        f"tokens, {len(training.names)} domains, after {training.steps} steps of training."
     ]
     if chosen.only != "agreement":
         timed = table(
@@ -201,12 +230,12 @@ def main() -> None:
             f"steps, and the time of a move in steps.\n\n{timed}"
         )
     if chosen.only != "cost":
-        head = ["way", "passages seen for it", "correlation"]
+        head = ["way", "passages seen for it", "correlation", "with exact of the same steps"]
         agreed = table(head, agreement(training, num_batches, large))
         parts.append(
             f"## Agreement\n\nCorrelation over domains with the products of the domains' gradients "
             f"on {large} passages each: mean and range over {DRAWS} draws of the target's batch of "
-            f"{size.batch_size} (and, for the first three, of the domains' batches).\n\n{agreed}"
+            f"{size.batch_size} (and, for separate batches, of the domains' batches).\n\n{agreed}"
         )
     publish("What alignments of domains cost, and how well they agree", parts, chosen.out)
 

@@ -82,7 +82,8 @@ class Training:
         self.corpus, self.size = corpus, size
         self.steps = size.steps // 2 if proxy else size.steps
         self.measured = 0 if proxy else size.measured
-        self.model = build_model(width=size.width, depth=size.depth, seed=seed)
+        length = len(corpus.target[0]["input_ids"])
+        self.model = build_model(width=size.width, depth=size.depth, seed=seed, length=length)
         self.task = CausalLM(self.model)
         self.random = np.random.default_rng(seed)
         self.names = tuple(corpus.domains)

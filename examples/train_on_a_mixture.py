@@ -1,10 +1,12 @@
 """Train on a mixture of sources that moves, in the Trainer of Hugging Face.
 
-Once towards a target (DGA: gradients of a batch of each source against those of the target),
-once by the losses alone (ODM). The rows of each step are drawn by the weights of the time, and
-a run that goes on from a checkpoint draws what it would have drawn. Some seconds on a CPU.
+Towards a target, by gradients of a batch of each source (DGA) or by those of the training batch
+itself (InBatchDGA); and by the losses alone (ODM). The rows of each step are drawn by the weights
+of the time, and a run that goes on from a checkpoint draws what it would have drawn. Some seconds
+on a CPU.
 """
 
+from contextlib import nullcontext
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -16,6 +18,7 @@ from projections import CausalLM
 from selection import (
     DGA,
     ODM,
+    InBatchDGA,
     LossReweighter,
     MirrorDescent,
     MixtureDraws,
@@ -58,7 +61,7 @@ def make_model() -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def run(model: LlamaForCausalLM, mixture: DGA | ODM) -> None:
+def run(model: LlamaForCausalLM, mixture: DGA | InBatchDGA | ODM) -> None:
     draws = MixtureDraws(mixture, train["source"], batch_size=8, seed=0, lag=4)
     with TemporaryDirectory() as folder:
         trainer = MixtureTrainer(
@@ -80,14 +83,20 @@ def run(model: LlamaForCausalLM, mixture: DGA | ODM) -> None:
             mixture=mixture,
             reweighting=Reweighting(LossReweighter(curve=uniform)),
         )
-        trainer.train()
+        # The estimate from the training batch reads gradients while training goes on.
+        with mixture.watching() if isinstance(mixture, InBatchDGA) else nullcontext():
+            trainer.train()
     shares = ", ".join(
         f"{name} {weight:.0%}" for name, weight in zip(mixture.names, mixture.weights, strict=True)
     )
     print(f"{type(mixture).__name__}: {shares} after {len(mixture.history) - 1} moves")
+    mixture.weight_history.plot()  # a figure; `figure.savefig("weights.png")` writes it
 
 
 model = make_model()
 rule = MirrorDescent(step_size=2.0, floor=0.05)
 run(model, DGA(CausalLM(model), sources, target, every=4, batch_size=4, rule=rule, seed=0))
+model = make_model()
+names = tuple(sources)
+run(model, InBatchDGA(CausalLM(model), names, target, every=4, batch_size=4, rule=rule, seed=0))
 run(make_model(), ODM(tuple(sources), every=4))

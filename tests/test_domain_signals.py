@@ -427,6 +427,13 @@ def test_doremi_weighs_by_the_excess_of_each_token_over_the_reference() -> None:
     assert all(p.grad is None for p in mixture._reference.model.parameters())
 
 
+def test_a_batch_without_a_mask_has_no_padding() -> None:
+    task, rows = language_task(), texts(2, 5)
+    batch = task.collate(task.encode(rows))
+    bare = {name: batch[name] for name in ("input_ids", "labels")}
+    assert torch.equal(task.losses(bare), task.losses(batch))
+
+
 def test_doremi_keeps_the_last_signal_of_an_absent_domain() -> None:
     mixture = doremi()
     rows, domains = mixed_batch()

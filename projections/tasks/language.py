@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from inspect import signature
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
@@ -50,8 +51,9 @@ class CausalLM(TokenTask):
 
     def logits_and_labels(self, batch: Any) -> tuple[Float[Tensor, "n t v"], Int[Tensor, "n t"]]:
         """Run the model; logits at one position predict the label of the next."""
-        mask = batch["attention_mask"]
-        inputs = {"input_ids": batch["input_ids"]}
+        ids = batch["input_ids"]
+        mask = batch["attention_mask"] if "attention_mask" in batch else torch.ones_like(ids)
+        inputs = {"input_ids": ids}
         if "attention_mask" in self._takes:
             inputs["attention_mask"] = mask
         if "position_ids" in self._takes:
