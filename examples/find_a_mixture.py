@@ -38,6 +38,8 @@ train = Dataset.from_list([{**r, "source": name} for name, part in sources.items
 class ProxyTrainer(DrawsMixin, Trainer):
     """A trainer that takes `draws` and `mixture`."""
 
+    draws: MixtureDraws
+
 
 class DoReMiTrainer(ProxyTrainer):
     """Its loss is DoReMi's, which needs to know the domain of each example."""
