@@ -4,43 +4,47 @@ A method is a function from a trained set-up to what it fitted, by the name of t
 everything that is fitted has `scores(task, queries, data)` and most have `self_influence`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from attribution_setups import Setup
-from torch import Tensor
+from attribution_exact import ExactInfluence, softmax_hessian, softmax_inputs
+from attribution_solvers import arnoldi, astra, conjugate_gradients, lissa, neumann
+from attribution_trained import DEFAULT, Fit, Trained, num_params, width
 
 from influence import (
+    BM25,
     EKFAC,
+    KFAC,
+    LESS,
+    MFAC,
+    SOURCE,
+    TFIDF,
     TRAK,
-    ConjugateGradients,
+    Curvature,
     DataInf,
+    Diagonal,
+    EmbeddingSimilarity,
     FittedRowInfluence,
     FittedTRAKEnsemble,
-    GaussNewton,
     GradientCosine,
     HiddenSimilarity,
-    Inverse,
+    LastLayerTracIn,
     ModelCheckpoint,
     RelatIF,
     RelativeDamping,
     RepresenterPoints,
     RowInfluence,
+    Segment,
     TracIn,
     TrackStar,
     TRAKEnsemble,
     build_index,
-    random_subsets,
 )
 from projections import (
     SJLT,
     GradientNorm,
-    PassSettings,
     Scores,
     Statistic,
     Task,
@@ -48,88 +52,6 @@ from projections import (
 )
 
 MULTIPLES = (0.01, 0.1, 1.0, 3.0, 10.0)
-DEFAULT = "default"
-
-
-@dataclass(frozen=True)
-class Fit:
-    """What a method fitted.
-
-    Args:
-        fitted: By the name of the damping, the default first.
-        bytes_kept: What answers further queries, in bytes, without the model itself.
-        trainings: Models that were trained beside the one that is asked about.
-        most_queries: Queries that are asked, where more would take too long.
-    """
-
-    fitted: Mapping[str, Any]
-    bytes_kept: int
-    trainings: int = 0
-    most_queries: int | None = None
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A set-up with its model, and what several methods share.
-
-    Args:
-        setup: The set-up.
-        folder: For indexes.
-        tiny: Whether this is a test.
-    """
-
-    setup: Setup
-    folder: Path
-    tiny: bool = False
-
-    @cached_property
-    def whole(self) -> np.ndarray:
-        return np.ones((1, self.setup.num_examples), dtype=np.int8)
-
-    @cached_property
-    def model(self) -> torch.nn.Module:
-        """The model of all examples."""
-        return self.setup.trainer.model(self.setup.trainer.train(self.whole, seed=0))
-
-    @cached_property
-    def task(self) -> Task:
-        return self.setup.as_task(self.model)
-
-    @cached_property
-    def reading(self) -> PassSettings:
-        return PassSettings(batch_size=256, max_tokens=8192)
-
-    @cached_property
-    def train(self) -> list[Any]:
-        return self.setup.train_rows
-
-    def checkpoints(self, count: int) -> list[ModelCheckpoint]:
-        """Return states along the run: it is run anew to each, from one start in one order."""
-        recipe = self.setup.trainer.recipe
-        ends = sorted({max(1, round(recipe.epochs * (k + 1) / count)) for k in range(count)})
-        found = []
-        for end in ends:
-            trainer = replace(self.setup.trainer, recipe=replace(recipe, epochs=end))
-            params = trainer.train(self.whole, seed=0)
-            found.append(state(params, 0, recipe.learning_rate))
-        return found
-
-    def halves(self, count: int) -> list[ModelCheckpoint]:
-        """Return models of random halves, as TRAK averages over."""
-        masks = random_subsets(self.setup.num_examples, count, seed=999)
-        params = self.setup.trainer.train(masks, seed=5)
-        return [state(params, position, 1.0) for position in range(count)]
-
-
-def state(params: Mapping[str, Tensor], position: int, rate: float) -> ModelCheckpoint:
-    return ModelCheckpoint(
-        state={name: value[position].clone() for name, value in params.items()},
-        learning_rate=rate,
-    )
-
-
-def num_params(trained: Trained) -> int:
-    return sum(parameter.numel() for parameter in trained.model.parameters())
 
 
 def random_scores(trained: Trained) -> Fit:
@@ -155,6 +77,83 @@ def tracin(trained: Trained) -> Fit:
     return Fit({DEFAULT: fitted}, 4 * num_params(trained) * len(states))
 
 
+def tracin_last_layer(trained: Trained) -> Fit:
+    states = trained.checkpoints(3 if trained.tiny else 10)
+    fitted = LastLayerTracIn(checkpoints=states).fit(trained.task, settings=trained.reading)
+    last = list(trained.model.parameters())[-2]
+    return Fit({DEFAULT: fitted}, 4 * last.numel() * len(states))
+
+
+def less(trained: Trained) -> Fit:
+    """Adam's directions along a warm-up of its own, as it asks for moments of Adam."""
+    sketch = SJLT(num_dims=width(trained, 4096), seed=0)
+    states = trained.warm_up(3)
+    method = LESS(checkpoints=states, projector=sketch)
+    fitted = method.fit(trained.task, trained.train, settings=trained.reading)
+    size = 4 * sketch.num_dims * len(trained.train) * len(states)
+    return Fit({DEFAULT: fitted}, size, trainings=1)
+
+
+def source(trained: Trained) -> Fit:
+    """Three segments of two checkpoints; it has no damping, but time: half and twice of it."""
+    recipe, segments = trained.setup.trainer.recipe, 1 if trained.tiny else 3
+    states = [dict(one.state) for one in trained.checkpoints(2 * segments)]
+    parts = np.array_split(np.arange(len(states)), segments)
+    steps = recipe.num_steps(len(trained.train)) // segments
+
+    def of(times: float) -> Any:
+        along = [
+            Segment(
+                checkpoints=[states[k] for k in part],
+                learning_rate=recipe.learning_rate * times,
+                num_steps=max(1, steps),
+                momentum=recipe.momentum,
+            )
+            for part in parts
+        ]
+        method = SOURCE(segments=along, seed=0)
+        return method.fit(trained.task, trained.train, settings=trained.reading)
+
+    first = of(1.0)
+    swept = {f"{times:g} x time": of(times) for times in (0.1, 0.3, 3.0)}
+    return Fit({DEFAULT: first, **swept}, 4 * num_params(trained) * 2 * segments)
+
+
+def mfac(trained: Trained) -> Fit:
+    """The window of 512 gradients; its mean eigenvalue is small, since most are zero."""
+    rules = {DEFAULT: 0.1} | {f"{m:g} x mean": m for m in (1.0, 10.0, 100.0)}
+    num_rows = 16 if trained.tiny else 512
+    swept = {
+        name: MFAC(num_rows=num_rows, damping=RelativeDamping(m), seed=0).fit(
+            trained.task, trained.train, settings=trained.reading
+        )
+        for name, m in rules.items()
+    }
+    return Fit(swept, 4 * num_rows * num_params(trained))
+
+
+def of_texts(method: Any) -> Callable[[Trained], Fit]:
+    """Return a method that looks at texts alone."""
+
+    def fit(trained: Trained) -> Fit:
+        assert trained.setup.texts is not None
+        own, asked = trained.setup.texts
+        fitted = OfTexts(method.fit(None, own), own, asked)
+        return Fit({DEFAULT: fitted}, sum(len(text) for text in own))
+
+    return fit
+
+
+def input_embeddings(trained: Trained) -> Fit:
+    """Inputs as they are: pixels, or what a text was turned into before any training."""
+    fitted = EmbeddingSimilarity(encoder=inputs_of).fit(None, trained.train)
+    return Fit({DEFAULT: fitted}, 4 * trained.setup.trainer.data[0].numel())
+
+
+def inputs_of(rows: Any) -> np.ndarray:
+    return np.stack([row[0].numpy() for row in rows])
+
+
 def hidden_similarity(trained: Trained) -> Fit:
     fitted = HiddenSimilarity().fit(trained.task, trained.train, settings=trained.reading)
     return Fit({DEFAULT: fitted}, fitted.embeddings.rows.nbytes)
@@ -171,16 +170,20 @@ def datainf(trained: Trained) -> Fit:
     return Fit(fitted, 0)
 
 
-def ekfac(trained: Trained) -> Fit:
-    fitted = EKFAC(seed=0).fit(trained.task, trained.train, settings=trained.reading)
-    rules = {DEFAULT: 0.1} | {f"{m:g} x mean": m for m in MULTIPLES if m != 0.1}
-    size = sum(
-        layer.eigenvalues.numel() + layer.left.size**2 + layer.right.size**2
-        for layer in fitted.layers.values()
-    )
-    return Fit(
-        {name: fitted.with_damping(RelativeDamping(m)) for name, m in rules.items()}, 4 * size
-    )
+def curvature(method: Curvature) -> Callable[[Trained], Fit]:
+    """Return a curvature of every layer, and the sweep over its damping."""
+
+    def fit(trained: Trained) -> Fit:
+        fitted = method.fit(trained.task, trained.train, settings=trained.reading)
+        rules = {DEFAULT: 0.1} | {f"{m:g} x mean": m for m in MULTIPLES if m != 0.1}
+        size = sum(
+            layer.eigenvalues.numel() + layer.left.size**2 + layer.right.size**2
+            for layer in fitted.layers.values()
+        )
+        swept = {name: fitted.with_damping(RelativeDamping(m)) for name, m in rules.items()}
+        return Fit(swept, 4 * size)
+
+    return fit
 
 
 def index(trained: Trained) -> Fit:
@@ -254,7 +257,7 @@ def relatif(trained: Trained) -> Fit:
         )
         for name, m in rules.items()
     }
-    return Fit(swept, ekfac(trained).bytes_kept)
+    return Fit(swept, curvature(EKFAC(seed=0))(trained).bytes_kept)
 
 
 def representer(trained: Trained) -> Fit:
@@ -268,25 +271,10 @@ def representer(trained: Trained) -> Fit:
     return Fit(fitted, 8 * (first.features.numel() + first.alphas.numel()))
 
 
-def conjugate_gradients(trained: Trained) -> Fit:
-    """The exact damped Gauss-Newton matrix, for a few queries."""
-    reading = PassSettings(batch_size=1000, shard_size=1000)
-    fits = {
-        f"{damping:g}": Inverse(
-            matrix=GaussNewton(seed=0),
-            solver=ConjugateGradients(max_steps=200, tolerance=3e-2),
-            damping=damping,
-        ).fit(trained.task, trained.train, settings=reading)
-        for damping in ((0.1, 0.01) if num_params(trained) < 10_000 else (0.1, 0.03))
-    }
-    most = 50 if num_params(trained) < 10_000 else 20
-    return Fit({DEFAULT: fits.pop("0.1"), **fits}, 0, most_queries=most)
-
-
 def exact_influence(trained: Trained) -> Fit:
     """The inverse of the whole Hessian of a softmax regression."""
-    parts = softmax_parts(trained)
-    hessian = softmax_hessian(*parts)
+    inputs, probabilities, _ = softmax_inputs(trained.task, trained.train)
+    hessian = softmax_hessian(inputs, probabilities)
     dampings = {DEFAULT: 1e-2} | {f"{d:g}": d for d in (1.0, 1e-1, 5e-3, 1e-3, 1e-4, 1e-5)}
     fits = {name: ExactInfluence(hessian, damping) for name, damping in dampings.items()}
     return Fit(fits, hessian.numel() * 8)
@@ -294,27 +282,47 @@ def exact_influence(trained: Trained) -> Fit:
 
 METHODS: dict[str, Callable[[Trained], Fit]] = {
     "random": random_scores,
+    "BM25": of_texts(BM25()),
+    "TF-IDF": of_texts(TFIDF()),
+    "cosine of inputs": input_embeddings,
+    "last hidden state": hidden_similarity,
     "gradient dot product": gradient_dot,
     "gradient cosine": gradient_cosine,
-    "last hidden state": hidden_similarity,
     "TracIn, 10 checkpoints": tracin,
+    "TracIn, last layer": tracin_last_layer,
+    "LESS": less,
     "DataInf": datainf,
     "TRAK, 1 model": trak(1),
     "TRAK, 10 models": trak(10),
     "TRAK, 50 models": trak(50),
     "TrackStar": trackstar,
     "representer points": representer,
+    "diagonal Fisher": curvature(Diagonal(seed=0)),
+    "K-FAC": curvature(KFAC(seed=0)),
+    "EK-FAC": curvature(EKFAC(seed=0)),
     "RelatIF of EK-FAC": relatif,
+    "SOURCE": source,
+    "M-FAC": mfac,
+    "Arnoldi": arnoldi,
+    "LiSSA": lissa,
+    "Neumann series": neumann,
+    "ASTRA": astra,
     "conjugate gradients": conjugate_gradients,
-    "EK-FAC": ekfac,
     "index, int8": index,
     "exact influence": exact_influence,
 }
 
 
-def width(trained: Trained, wanted: int) -> int:
-    """Return how many dimensions a sketch has: never more than there are parameters."""
-    return min(64 if trained.tiny else wanted, num_params(trained))
+@dataclass(frozen=True)
+class OfTexts:
+    """A method of texts, asked by the positions of rows."""
+
+    fitted: Any
+    own: list[str]
+    asked: list[str]
+
+    def scores(self, task: Task, queries: Any, data: Any, *, settings: Any = None) -> Scores:
+        return self.fitted.scores(None, self.asked[: len(queries)], self.own)
 
 
 @dataclass(frozen=True)
@@ -348,64 +356,6 @@ class AsInfluence:
     def self_influence(self, task: Task, data: Any, *, settings: Any = None) -> Scores:
         found = self.index.store.column("self_influence")
         return Scores(np.arange(len(data)), {"self_influence": found})
-
-
-@dataclass(frozen=True)
-class ExactInfluence:
-    """The damped inverse of a Hessian, on gradients as they are."""
-
-    hessian: Tensor
-    damping: float
-
-    @cached_property
-    def factor(self) -> Tensor:
-        damped = self.hessian + self.damping * torch.eye(len(self.hessian), dtype=torch.float64)
-        return torch.linalg.cholesky(damped)
-
-    def scores(self, task: Task, queries: Any, data: Any, *, settings: Any = None) -> Scores:
-        rows, asked = (softmax_gradients(task, part) for part in (data, queries))
-        values = (rows @ torch.cholesky_solve(asked.mT, self.factor)).mT.numpy()
-        return Scores(np.arange(len(data)), {"influence": values}, np.arange(len(queries)))
-
-    def self_influence(self, task: Task, data: Any, *, settings: Any = None) -> Scores:
-        rows = softmax_gradients(task, data)
-        solved = torch.linalg.solve_triangular(self.factor, rows.mT, upper=False)
-        return Scores(np.arange(len(data)), {"self_influence": solved.square().sum(0).numpy()})
-
-
-def softmax_inputs(task: Task, rows: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Return inputs with a trailing one, probabilities and labels of a softmax regression."""
-    inputs = torch.stack([row[0] for row in rows])
-    labels = torch.tensor([row[1] for row in rows])
-    with torch.no_grad():
-        probabilities = task.model(inputs).double().softmax(-1)
-    wide = torch.cat([inputs, torch.ones(len(inputs), 1)], 1).double()
-    return wide, probabilities, labels
-
-
-def softmax_gradients(task: Task, rows: Any) -> Tensor:
-    """Return the gradient of each loss, ``n (o i)``."""
-    inputs, probabilities, labels = softmax_inputs(task, rows)
-    errors = probabilities - torch.nn.functional.one_hot(labels, probabilities.shape[1])
-    return (errors[:, :, None] * inputs[:, None, :]).flatten(1)
-
-
-def softmax_parts(trained: Trained) -> tuple[Tensor, Tensor]:
-    inputs, probabilities, _ = softmax_inputs(trained.task, trained.train)
-    return inputs, probabilities
-
-
-def softmax_hessian(inputs: Tensor, probabilities: Tensor) -> Tensor:
-    """Return the Hessian of the mean loss of a softmax regression, ``(o i) (o i)``."""
-    num, outs = probabilities.shape
-    size = inputs.shape[1]
-    whole = inputs.new_zeros(outs, size, outs, size)
-    for one in range(outs):
-        for other in range(one + 1):
-            weights = probabilities[:, one] * (float(one == other) - probabilities[:, other])
-            block = (inputs * weights[:, None]).mT @ inputs / num
-            whole[one, :, other], whole[other, :, one] = block, block.mT
-    return whole.reshape(outs * size, outs * size)
 
 
 def suspicions(trained: Trained) -> Iterator[tuple[str, np.ndarray]]:

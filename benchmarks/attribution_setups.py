@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import retrained
 import torch
+from code_behind import code_behind
 from domain_texts import read_domains
 from retrained import LanguageModel, Perceptron, rows_of
 from sklearn.datasets import load_digits
@@ -29,9 +30,12 @@ from influence import (
     random_subsets,
     retrained_losses,
 )
+from influence.retrained_losses import fingerprint
 from projections import CausalLM, Classification, Task
 
 Batch = tuple[Tensor, ...]
+RETRAINING = ("influence.retraining", "retrained:Perceptron", "retrained:LanguageModel")
+"""The code that retrains models."""
 MEAN, SPREAD = 0.1307, 0.3081  # of the pixels of MNIST, as others normalise them
 LINEAR_PUBLISHED = {
     "exact influence": "0.80",
@@ -68,6 +72,7 @@ class Setup:
         wrong: Which labels are wrong.
         carriers: Which examples carry a shortcut; the second half of the queries are the
             first without it.
+        texts: Texts of examples and of queries, for methods that need no model.
         own_losses: Retraining in another way, from a folder and a number of seeds to masks and
             losses.
     """
@@ -86,6 +91,7 @@ class Setup:
     query_labels: np.ndarray | None = None
     wrong: np.ndarray | None = None
     carriers: np.ndarray | None = None
+    texts: tuple[list[str], list[str]] | None = None
     own_losses: Callable[[Path | None, int], tuple[np.ndarray, np.ndarray]] | None = None
 
     @property
@@ -105,10 +111,19 @@ class Setup:
         if self.own_losses is not None:
             return self.own_losses(kept, len(self.seeds))
         masks = random_subsets(self.num_examples, self.num_subsets, seed=123)
-        folder = None if kept is None else kept / self.name / "halves"
+        folder = self.retrained_folder(kept, "halves", masks, self.queries)
         return masks, retrained_losses(
             self.trainer, masks, self.queries, seeds=self.seeds, kept=folder
         )
+
+    def retrained_folder(
+        self, kept: Path | None, name: str, masks: np.ndarray, queries: Batch
+    ) -> Path | None:
+        """Return where retrained losses are kept: by the problem, and by the code of training."""
+        if kept is None:
+            return None
+        digits = fingerprint(self.trainer, masks, queries)
+        return kept / self.name / f"{name}-{digits}-{code_behind(*RETRAINING)}"
 
     def small(self) -> "Setup":
         """Return the set-up at a size at which its numbers mean nothing."""
@@ -188,7 +203,8 @@ def mnist_mlp(data: Path | None) -> Setup:
 
     def own_losses(kept: Path | None, num_seeds: int) -> tuple[np.ndarray, np.ndarray]:
         assert data is not None
-        file = None if kept is None else kept / "mnist.npz"
+        code = code_behind("retrained:retrain", "retrained:mnist")
+        file = None if kept is None else kept / f"mnist-{code}.npz"
         problem = retrained.mnist(data / "mnist" / "mnist.npz")
         found = retrained.retrain(problem, num_subsets=100, num_seeds=num_seeds, kept=file)
         return found.masks, found.losses
@@ -200,7 +216,8 @@ def mnist_mlp(data: Path | None) -> Setup:
         queries=queries,
         num_subsets=100,
         seeds=(101, 102, 103),
-        num_drops=0,
+        num_drops=10,
+        num_left_out=25,
         published=PERCEPTRON_PUBLISHED,
         labels=train[1].numpy(),
         query_labels=queries[1].numpy(),
@@ -317,6 +334,7 @@ def trec_weak(data: Path | None) -> Setup:
         labels=train[1].numpy(),
         query_labels=queries[1].numpy(),
         wrong=gold != train[1].numpy(),
+        texts=([row["text"] for row in rows], [row["text"] for row in asked]),
     )
 
 
@@ -346,10 +364,18 @@ def lm_domains(data: Path | None) -> Setup:
         queries=(held,),
         as_task=CausalLM,
         num_subsets=40,
-        num_drops=0,
+        seeds=(101, 102, 103),
+        num_drops=4,
+        num_left_out=20,
         labels=kinds,
         query_labels=asked,
+        texts=(words_of(train), words_of(held)),
     )
+
+
+def words_of(rows: Tensor) -> list[str]:
+    """Return tokens as words, so that methods of texts may count them."""
+    return [" ".join(f"token{token}" for token in row) for row in rows.tolist()]
 
 
 SETUPS: dict[str, Callable[[Path | None], Setup]] = {
