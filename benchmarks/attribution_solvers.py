@@ -65,11 +65,10 @@ def conjugate_gradients(trained: Trained) -> Fit:
 
 
 def astra(trained: Trained) -> Fit:
-    """Ten steps of it correct EK-FAC; their residual is not asked to be small."""
     near = preconditioner(trained)
     return solved(
         trained,
-        lambda damping: ASTRA(preconditioner=near(damping), max_steps=10, tolerance=1.0, seed=0),
+        lambda damping: ASTRA(preconditioner=near(damping), max_steps=300, tolerance=0.1, seed=0),
     )
 
 
