@@ -1,6 +1,5 @@
-"""Methods of attribution against their formulas written out in float64, a row a method."""
+"""Methods of attribution: formulas for `test_method_contract.py`, and what each has of its own."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,6 @@ from influence import (
     ConjugateGradients,
     DataInf,
     DualInverse,
-    FittedInfluence,
     GaussNewton,
     GradientDot,
     GradientWindow,
@@ -92,12 +90,16 @@ class Row:
         dense: From a task, training rows and queries to the scores, written out.
         symmetric: Whether scores among training rows are symmetric.
         tolerance: How near, relative to the largest score.
+        problem: From a number of training rows to a task, these rows and queries.
+        looks_at_weights: Whether scores are of the model's weights, and not of the best ones.
     """
 
     make: Callable[[Task], Any]
     dense: Callable[[Task, list[Any], list[Any]], np.ndarray]
     symmetric: bool = True
     tolerance: float = EXACT
+    problem: Callable[..., tuple[Task, list[Any], list[Any]]] = perceptron
+    looks_at_weights: bool = True
 
 
 def tracin(task: Task, train: list[Any], queries: list[Any]) -> np.ndarray:
@@ -222,58 +224,6 @@ METHODS = {
         tolerance=SINGLE,
     ),
 }
-each_method = pytest.mark.parametrize("row", METHODS.values(), ids=list(METHODS))
-
-
-@each_method
-def test_scores_are_the_formula_written_out(row: Row) -> None:
-    task, train, queries = perceptron()
-    wanted = row.dense(task, train, queries)
-    fitted = row.make(task).fit(task, train)
-    found = fitted.scores(task, queries, train)
-    atol = row.tolerance * np.abs(wanted).max()
-    np.testing.assert_allclose(found.values, wanted, rtol=EXACT, atol=atol)
-    assert isinstance(fitted, FittedInfluence)
-    json.dumps(found.provenance)
-
-
-@each_method
-def test_scores_do_not_depend_on_batches_and_follow_the_order_of_the_rows(row: Row) -> None:
-    task, train, queries = perceptron()
-    fitted = row.make(task).fit(task, train, settings=PassSettings(batch_size=4, shard_size=5))
-    first = fitted.scores(task, queries, train).values
-    turned = train[::-1]
-    second = row.make(task).fit(task, turned).scores(task, queries[::-1], turned).values
-    atol = row.tolerance * np.abs(first).max()
-    np.testing.assert_allclose(second[::-1, ::-1], first, rtol=EXACT, atol=atol)
-
-
-@each_method
-def test_scores_of_an_example_with_itself_are_its_self_influence(row: Row) -> None:
-    task, train, _ = perceptron(7)
-    fitted = row.make(task).fit(task, train)
-    if not hasattr(fitted, "self_influence"):
-        pytest.skip("the method has no self-influence")
-    pairs = fitted.scores(task, train, train).values
-    found = fitted.self_influence(task, train).values
-    np.testing.assert_allclose(found, np.diag(pairs), rtol=1e-8)
-    if row.symmetric:
-        np.testing.assert_allclose(pairs, pairs.T, rtol=1e-8, atol=EXACT * np.abs(pairs).max())
-
-
-@each_method
-def test_the_model_is_left_as_it_was_and_another_one_is_refused(row: Row) -> None:
-    task, train, queries = perceptron(6)
-    before = copy_state(task.model)
-    fitted = row.make(task).fit(task, train)
-    fitted.scores(task, queries, train)
-    after = task.model.state_dict()
-    assert all(torch.equal(after[name], value) for name, value in before.items())
-    assert all(not module._forward_hooks for module in task.model.modules())
-    with torch.no_grad():
-        next(task.model.parameters()).add_(1)
-    with pytest.raises(StoreMismatchError, match="must be asked with the model of the fit"):
-        fitted.scores(task, queries, train)
 
 
 # TracIn

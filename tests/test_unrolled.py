@@ -81,6 +81,17 @@ def retrained(task: Task, data: list[Any], how: Metagradients, weights: Tensor) 
     return dict(zip(names, place, strict=True))
 
 
+def replayed(task: Task, train: list[Any], queries: list[Any], how: Metagradients) -> np.ndarray:
+    """Derivatives of queries' losses after the run, by autograd alone."""
+    weights = torch.ones(len(train), dtype=torch.float64, requires_grad=True)
+    last = retrained(task, train, how, weights)
+    inputs, labels = task.collate(queries)
+    outputs = functional_call(task.model, last, (inputs,))
+    losses = nn.functional.cross_entropy(outputs, labels, reduction="none")
+    found = [torch.autograd.grad(loss, weights, retain_graph=True)[0] for loss in losses]
+    return -len(train) * torch.stack(found).numpy()
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.8])
 def test_metagradients_are_the_derivative_of_the_whole_run(momentum: float) -> None:
     task, train, queries = perceptron()
@@ -89,16 +100,8 @@ def test_metagradients_are_the_derivative_of_the_whole_run(momentum: float) -> N
     fitted = how.fit(task, train)
     assert isinstance(fitted, FittedInfluence)
     found = fitted.scores(task, queries, train, settings=PassSettings(batch_size=3)).values
-    weights = torch.ones(len(train), dtype=torch.float64, requires_grad=True)
-    last = retrained(task, train, how, weights)
-    inputs, labels = task.collate(queries)
-    losses = nn.functional.cross_entropy(
-        functional_call(task.model, last, (inputs,)), labels, reduction="none"
-    )
-    wanted = torch.stack(
-        [torch.autograd.grad(loss, weights, retain_graph=True)[0] for loss in losses]
-    )
-    np.testing.assert_allclose(found, -len(train) * wanted.numpy(), rtol=EXACT, atol=EXACT)
+    wanted = replayed(task, train, queries, how)
+    np.testing.assert_allclose(found, wanted, rtol=EXACT, atol=EXACT)
     assert unchanged(task.model, before)
 
 
@@ -159,6 +162,22 @@ def refit_ridge(data: list[Any], without: int, l2: float, *, bias: bool) -> Tens
     keep = torch.arange(len(data)) != without
     gram = inputs[keep].mT @ inputs[keep] / len(data) + l2 * torch.eye(inputs.shape[1])
     return torch.linalg.solve(gram, inputs[keep].mT @ targets[keep] / len(data)).mT
+
+
+def refit_logistic(inputs: Tensor, labels: Tensor, keep: Tensor, l2: float) -> Tensor:
+    """The weights of some examples, by Newton's method with dense Hessians."""
+    classes = int(labels.max()) + 1
+    flat = torch.zeros(classes * inputs.shape[1], dtype=torch.float64)
+
+    def objective(flat: Tensor) -> Tensor:
+        logits = inputs @ flat.view(classes, -1).mT
+        losses = nn.functional.cross_entropy(logits, labels, reduction="none")
+        return (losses * keep).sum() / len(labels) + l2 / 2 * flat.square().sum()
+
+    for _ in range(30):
+        slope = torch.func.grad(objective)(flat)
+        flat = flat - torch.linalg.solve(torch.func.hessian(objective)(flat), slope)
+    return flat.view(classes, -1)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -250,18 +269,12 @@ def at(model: nn.Module, scale: float) -> dict[str, Tensor]:
     return {name: value * scale for name, value in state_of(model).items()}
 
 
-def test_source_is_its_formula_with_every_matrix_written_out() -> None:
-    task, train, queries = perceptron()
-    model = task.model
-    segments = (
-        Segment(checkpoints=[at(model, 0.5), at(model, 0.7)], learning_rate=0.3, num_steps=10),
-        Segment(checkpoints=[at(model, 1.0)], learning_rate=0.1, num_steps=20, momentum=0.5),
-    )
-    before = state_of(model)
-    fitted = SOURCE(segments=segments, seed=0).fit(task, train)
-    found = fitted.scores(task, queries, train)
-    assert unchanged(model, before) and isinstance(fitted, FittedInfluence)
-    wanted = np.zeros(found.values.shape)
+def source_written_out(
+    task: Task, fitted: Any, segments: Any, train: list[Any], queries: list[Any]
+) -> np.ndarray:
+    """The formula of the module, with every matrix of every layer."""
+    model, before = task.model, state_of(task.model)
+    wanted = np.zeros((len(queries), len(train)))
     back = {name: torch.from_numpy(g) for name, g in maps(task, queries).items()}
     for segment, layers in reversed(list(zip(segments, fitted.curvatures, strict=True))):
         for checkpoint in segment.checkpoints:
@@ -277,6 +290,21 @@ def test_source_is_its_formula_with_every_matrix_written_out() -> None:
             H, _ = written_out(layer)
             back[name] = back[name] @ torch.linalg.matrix_exp(-segment.time * H)
     model.load_state_dict(before)
+    return wanted
+
+
+def test_source_is_its_formula_with_every_matrix_written_out() -> None:
+    task, train, queries = perceptron()
+    model = task.model
+    segments = (
+        Segment(checkpoints=[at(model, 0.5), at(model, 0.7)], learning_rate=0.3, num_steps=10),
+        Segment(checkpoints=[at(model, 1.0)], learning_rate=0.1, num_steps=20, momentum=0.5),
+    )
+    before = state_of(model)
+    fitted = SOURCE(segments=segments, seed=0).fit(task, train)
+    found = fitted.scores(task, queries, train)
+    assert unchanged(model, before) and isinstance(fitted, FittedInfluence)
+    wanted = source_written_out(task, fitted, segments, train, queries)
     np.testing.assert_allclose(found.values, wanted, rtol=1e-5, atol=1e-6 * np.abs(wanted).max())
 
 
