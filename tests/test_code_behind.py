@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.insert(0, str(ROOT / "benchmarks"))  # which is no package
 
-import code_behind as behind  # noqa: E402  # the folder is not a package
+import code_behind as behind  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 METHODS = '''
 from numbers_of import FACTOR
