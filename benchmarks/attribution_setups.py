@@ -43,12 +43,16 @@ LINEAR_PUBLISHED = {
     "TRAK, 50 models": "0.68",
     "TracIn, 10 checkpoints": "0.33",
     "representer points": "0.19",
+    "LiSSA": "0.79",
+    "Arnoldi": "0.31",
 }
 PERCEPTRON_PUBLISHED = {
     "conjugate gradients": "0.26",
     "TRAK, 10 models": "0.33",
     "TRAK, 50 models": "0.45",
     "TracIn, 10 checkpoints": "0.14",
+    "LiSSA": "0.14",
+    "Arnoldi": "0.09",
 }
 
 

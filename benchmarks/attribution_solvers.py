@@ -43,7 +43,7 @@ def solved(
     }
     first, *_ = fits
     named: Mapping[str, object] = {DEFAULT: fits.pop(first), **fits}
-    most = 5 if trained.tiny else 50 if num_params(trained) < SMALL else 20
+    most = 5 if trained.tiny else 50 if num_params(trained) < SMALL else 10
     return Fit(named, bytes_kept, most_queries=most)
 
 
@@ -61,6 +61,7 @@ def conjugate_gradients(trained: Trained) -> Fit:
         lambda damping: ConjugateGradients(
             max_steps=200, tolerance=3e-2, preconditioner=near(damping)
         ),
+        dampings=DAMPINGS if num_params(trained) < SMALL else (0.1, 0.03),
     )
 
 
