@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from attribution_methods import METHODS
 from attribution_scores import (
     Scored,
     code_of,
@@ -15,6 +16,7 @@ from attribution_scores import (
 )
 from attribution_setups import Setup
 from attribution_trained import DEFAULT, Trained
+from code_behind import code_behind
 
 from influence import (
     Estimate,
@@ -64,7 +66,7 @@ class Bench:
         """Return where the scores of a method are kept: by the problem, and by all their code."""
         setup = self.setup
         of = fingerprint(setup.trainer, self.trained.whole, setup.queries)
-        code = code_of(self.trained, method)
+        code = code_behind(*code_of(method))
         size = "-tiny" if self.trained.tiny else ""
         return self.folder(f"scores-{slug(method)}-{of}-{code}{size}.npz")
 
@@ -78,7 +80,7 @@ class Bench:
         path = self.path(method)
         if path is not None and path.exists():
             return read_scored(method, path)
-        result = score(self.trained, method)
+        result = score(self.trained, method, METHODS[method])
         if path is not None:
             write_scored(result, path)
         return result

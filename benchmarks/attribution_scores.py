@@ -2,14 +2,13 @@
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from attribution_methods import METHODS
 from attribution_setups import RETRAINING
-from attribution_trained import Trained
-from code_behind import code_behind
+from attribution_trained import Fit, Trained
 
 
 @dataclass(frozen=True)
@@ -33,27 +32,27 @@ class Scored:
     trainings: int
 
 
-def score(trained: Trained, method: str) -> Scored:
+def score(trained: Trained, name: str, method: Callable[[Trained], Fit]) -> Scored:
     """Fit a method, and score all pairs at every damping."""
     _ = trained.task  # so that training it counts for no method
     setup, began = trained.setup, time.process_time()
-    fit = METHODS[method](trained)
+    fit = method(trained)
     fitting = time.process_time() - began
     asked = setup.query_rows[: fit.most_queries]
     scores, own, seconds = {}, {}, 0.0
-    for name, fitted in fit.fitted.items():
+    for damping, fitted in fit.fitted.items():
         began = time.process_time()
         found = fitted.scores(trained.task, asked, trained.train)
-        scores[name] = found.values.astype(np.float32)
+        scores[damping] = found.values.astype(np.float32)
         seconds = seconds or time.process_time() - began
         if setup.wrong is not None and hasattr(fitted, "self_influence"):
-            own[name] = fitted.self_influence(trained.task, trained.train).values
-    return Scored(method, scores, own, fitting + seconds, fit.bytes_kept, fit.trainings)
+            own[damping] = fitted.self_influence(trained.task, trained.train).values
+    return Scored(name, scores, own, fitting + seconds, fit.bytes_kept, fit.trainings)
 
 
-def code_of(trained: Trained, method: str) -> str:
-    """Return digits of the code that makes these scores."""
-    return code_behind(
+def code_of(method: str) -> tuple[str, ...]:
+    """Return where the code is that makes the scores of a method."""
+    return (
         f"attribution_methods:METHODS[{method}]",
         "attribution_trained:Trained",
         "attribution_scores:score",

@@ -32,14 +32,7 @@ def code_behind(*roots: str) -> str:
     """
     found = Found()
     for root in roots:
-        module, _, name = root.partition(":")
-        table, _, key = name.partition("[")
-        if not name:
-            found.add_module(module)
-        elif key:
-            found.add_nodes(module, entry(module, table, key.removesuffix("]")))
-        else:
-            found.add_name(module, name)
+        found.add(root)
     digest = sha256("".join(f"{name} {version(name)} " for name in NUMERIC).encode())
     for name, text in sorted(found.parts.items()):
         digest.update(f"{name}\n{text}\n".encode())
@@ -51,6 +44,17 @@ class Found:
     """Code that has been met, by where it is from."""
 
     parts: dict[str, str] = field(default_factory=dict)
+
+    def add(self, root: str) -> None:
+        """Add what a root names; see `code_behind`."""
+        module, _, name = root.partition(":")
+        table, _, key = name.partition("[")
+        if not name:
+            self.add_module(module)
+        elif key:
+            self.add_nodes(module, entry(module, table, key.removesuffix("]")))
+        else:
+            self.add_name(module, name)
 
     def add_module(self, module: str) -> None:
         """Add a module of the library, and all that it imports from the library."""

@@ -1,5 +1,6 @@
 """What benchmarks keep is kept by the code behind it: digits that change when it does."""
 
+import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,3 +97,18 @@ def test_modules_of_the_library_count_with_all_that_they_import(
     assert after[0] != before[0] and after[1] == before[1]
     with pytest.raises(ValueError, match=r"modules with a source\. Got 'no_such_module'"):
         source("no_such_module")
+
+
+def test_the_scores_of_a_method_are_kept_by_its_own_code_and_not_by_that_of_others() -> None:
+    forget()
+    attribution = importlib.import_module("attribution_scores")
+
+    def code(method: str) -> set[str]:
+        found = behind.Found()
+        for root in attribution.code_of(method):
+            found.add(root)
+        return set(found.parts)
+
+    ekfac, none = code("EK-FAC"), code("random")
+    assert {"influence.ekfac", "influence.curvature", "projections.passes"} <= ekfac
+    assert "attribution_scores:score" in none and "influence.ekfac" not in none
