@@ -31,6 +31,7 @@ from projections.concatenated import Concatenated
 from projections.coordinates import Coordinates, coordinates
 from projections.data import Rows, as_ids, as_rows, bytes_of, flatten_batches
 from projections.directions import Direction, GradientSum
+from projections.disk_index import DiskIndex
 from projections.embeddings import Embeddings, as_embeddings, embed
 from projections.encoders import (
     ColumnEncoder,
@@ -57,6 +58,7 @@ from projections.files import read_json, replacing, write_json
 from projections.fingerprint import describe, fingerprint_model
 from projections.gaussian import Gaussian, normal_entries
 from projections.heads import HeadSplit, find_heads, head_slots
+from projections.index_building import build_disk_index, merge_parts
 from projections.indexing import append_gradients, index_gradients
 from projections.inner_products import compact, pair_products, worth_forming
 from projections.kronecker import Kronecker, KroneckerBlock, random_kronecker
@@ -142,6 +144,7 @@ __all__ = [
     "Coordinates",
     "DataError",
     "Direction",
+    "DiskIndex",
     "Embeddings",
     "Encoder",
     "FaissIndex",
@@ -221,6 +224,7 @@ __all__ = [
     "as_ids",
     "as_rows",
     "as_texts",
+    "build_disk_index",
     "bytes_of",
     "check_at_least",
     "check_between",
@@ -252,6 +256,7 @@ __all__ = [
     "less_direction",
     "map_on_ray",
     "matches",
+    "merge_parts",
     "merge_stores",
     "normal_entries",
     "ordered_map",

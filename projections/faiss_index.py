@@ -7,7 +7,6 @@ deleted: these are passed over while searching. A saved index is mapped from the
 not read into memory. Not handled: FAISS on a GPU; `SearchIndex` runs there.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,21 +16,25 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from projections.base import TopK
-from projections.checks import check_at_least, require
+from projections.checks import check_at_least
+from projections.disk_index import DiskIndex
 from projections.errors import StoreMismatchError
+from projections.faiss_factory import (
+    FOLDER,
+    LISTS_SEARCHED,
+    added_blocks,
+    empty_index,
+    load_faiss,
+    training_rows,
+)
 from projections.files import read_json, replacing, write_json
 from projections.fingerprint import differences
+from projections.index_building import build_disk_index, has_plain_lists
 from projections.progress import track
+from projections.ranks import current_ranks
 from projections.search import check_queries, row_ids, width_of
 from projections.store import GradientStore
 
-INSTALL = "pip install 'gradsift[cpu]' (or 'gradsift[gpu]')"
-TRAIN_ROWS_PER_LIST = 64  # rows that train an index, a random sample
-LEAST_TRAIN_ROWS = 10_000
-LEAST_PRODUCT_ROWS = 256  # that product quantisers are trained on
-LISTS_SEARCHED = 16  # one list in so many is looked into, unless said otherwise
-ADDED_ROWS = 1 << 14  # rows added at a time
-FOLDER = "faiss"  # of the indexes beside a store
 KIND = "a FAISS index made by `FaissIndex.save`"
 
 
@@ -79,12 +82,12 @@ class FaissIndex:
         """
         is_store = isinstance(rows, GradientStore)
         whole, live = (rows.undeleted(), rows.live) if is_store else (rows, None)
-        index = _empty(width_of(whole), factory)
+        index = empty_index(width_of(whole), factory)
         if not index.is_trained:
-            index.train(_training_rows(whole, index, factory, seed))
-        for block in track(_blocks(whole), "faiss", total=len(whole), size=len):
+            index.train(training_rows(whole, index, factory, seed))
+        for block in track(added_blocks(whole), "faiss", total=len(whole), size=len):
             index.add(np.ascontiguousarray(block, np.float32))
-        if (lists := _faiss().try_extract_index_ivf(index)) is not None:
+        if (lists := load_faiss().try_extract_index_ivf(index)) is not None:
             lists.nprobe = max(1, lists.nlist // LISTS_SEARCHED)
         note = {"factory": factory, "seed": seed, "num_rows": len(whole)}
         if is_store:
@@ -129,7 +132,7 @@ class FaissIndex:
             ValueError: It has no lists.
         """
         check_at_least("num_lists", num_lists, 1)
-        lists = _faiss().try_extract_index_ivf(self.index)
+        lists = load_faiss().try_extract_index_ivf(self.index)
         if lists is None:
             raise ValueError(
                 "`num_lists` is for an index with lists, whose factory string has 'IVF'. This is "
@@ -140,7 +143,7 @@ class FaissIndex:
 
     def save(self, path: str | Path) -> None:
         """Write the index to ``path``, and its ids and note to files beside it."""
-        path, faiss = Path(path), _faiss()
+        path, faiss = Path(path), load_faiss()
         with replacing(path) as file:
             faiss.write_index(self.index, faiss.PyCallbackIOWriter(file.write))
         with replacing(_beside(path, ".ids.npy")) as file:
@@ -160,7 +163,7 @@ class FaissIndex:
         Raises:
             StoreMismatchError: There is none, or it was built from other rows.
         """
-        path, faiss = Path(path), _faiss()
+        path, faiss = Path(path), load_faiss()
         note = read_json(_beside(path, ".json"), KIND)
         has_lists, nprobe = note.pop("has_lists"), note.pop("nprobe")
         if store is not None:
@@ -185,7 +188,7 @@ class FaissIndex:
         assert self.live is not None
         bits = np.zeros(self.index.ntotal, dtype=bool)
         bits[self.live] = True
-        return _faiss().IDSelectorBitmap(np.packbits(bits, bitorder="little"))
+        return load_faiss().IDSelectorBitmap(np.packbits(bits, bitorder="little"))
 
     def _search_live(
         self, queries: Float[np.ndarray, "q d"], k: int
@@ -193,7 +196,7 @@ class FaissIndex:
         """Return scores and numbers of rows that are not deleted."""
         if self.live is None or len(self.live) == self.index.ntotal:
             return self.index.search(queries, k)
-        faiss = _faiss()
+        faiss = load_faiss()
         lists = faiss.try_extract_index_ivf(self.index)
         # These parameters are taken by indexes of every kind that can pass over rows.
         settings = faiss.SearchParametersIVF(
@@ -209,8 +212,10 @@ class FaissIndex:
             ) from error
 
 
-def faiss_beside(store: GradientStore, factory: str, *, seed: int = 0) -> FaissIndex:
+def faiss_beside(store: GradientStore, factory: str, *, seed: int = 0) -> FaissIndex | DiskIndex:
     """Open the FAISS index beside a store, or build and save it there.
+
+    One with lists that can lie on the disk is a `DiskIndex`; see `build_disk_index`.
 
     Args:
         store: The store.
@@ -220,6 +225,15 @@ def faiss_beside(store: GradientStore, factory: str, *, seed: int = 0) -> FaissI
     Raises:
         ValueError: FAISS does not understand the string, or there are too few rows.
     """
+    if has_plain_lists(empty_index(store.num_dims, factory)):
+        return build_disk_index(store, factory, seed=seed)
+    ranks = current_ranks()
+    with ranks.telling():
+        return ranks.first_then_others(lambda: _saved(store, factory, seed), "building an index")
+
+
+def _saved(store: GradientStore, factory: str, seed: int) -> FaissIndex:
+    """Open a saved index of the rows as they are, or build it."""
     path = store.path / FOLDER / f"{factory.replace('/', '_')}-{seed}.index"
     if _beside(path, ".json").exists():
         note = read_json(_beside(path, ".json"), KIND)
@@ -231,48 +245,6 @@ def faiss_beside(store: GradientStore, factory: str, *, seed: int = 0) -> FaissI
     index = FaissIndex.build(store, factory, seed=seed)
     index.save(path)
     return FaissIndex.load(path, store=store)
-
-
-def _faiss() -> Any:
-    """Import FAISS, or say how to install it."""
-    return require("faiss", INSTALL)
-
-
-def _empty(num_dims: int, factory: str) -> Any:
-    """Return a new index without rows."""
-    faiss = _faiss()
-    try:
-        return faiss.index_factory(num_dims, factory, faiss.METRIC_INNER_PRODUCT)
-    except RuntimeError as error:
-        raise ValueError(
-            f"`factory` must be a FAISS factory string such as 'Flat', 'IVF256,SQ8' or "
-            f"'HNSW32'. Got {factory!r}: {error}"
-        ) from error
-
-
-def _training_rows(rows: Any, index: Any, factory: str, seed: int) -> Float[np.ndarray, "n d"]:
-    """Return a random sample of the rows, large enough to train an index."""
-    lists = _faiss().try_extract_index_ivf(index)
-    least = max(
-        lists.nlist if lists is not None else 1, LEAST_PRODUCT_ROWS if "PQ" in factory else 1
-    )
-    if len(rows) < least:
-        raise ValueError(
-            f"`factory` must need no more rows than there are. {factory!r} is trained on "
-            f"at least {least}; there are {len(rows)}. Use fewer lists, or 'Flat'."
-        )
-    size = min(len(rows), max(least * TRAIN_ROWS_PER_LIST, LEAST_TRAIN_ROWS))
-    chosen = np.sort(np.random.default_rng(seed).choice(len(rows), size, replace=False))
-    if isinstance(rows, GradientStore):
-        return rows.rows(chosen)
-    return np.ascontiguousarray(rows[chosen], np.float32)
-
-
-def _blocks(rows: Any) -> Iterator[np.ndarray]:
-    """Yield the rows a block at a time."""
-    for block in rows.blocks() if isinstance(rows, GradientStore) else [rows]:
-        for start in range(0, len(block), ADDED_ROWS):
-            yield block[start : start + ADDED_ROWS]
 
 
 def _beside(path: Path, ending: str) -> Path:

@@ -101,6 +101,11 @@ projections.embeddings      one vector a row, from anything, kept in shards
 projections.encoders        from rows to embeddings
 projections.best            the best rows so far
 projections.search          the best rows for a query
+projections.faiss_factory   FAISS indexes without rows, and what trains them
+projections.index_parts     what the parts of an index hold
+projections.index_files     the files of an index on the disk
+projections.disk_index      search by inverted lists on the disk
+projections.index_building  part by part, going on, and merging parts
 projections.faiss_index     search by any FAISS index
 projections.rerank          candidates scored again by stored rows
 projections.indexing        from a dataset to a store
@@ -313,6 +318,7 @@ gradsift.commands.retrieval gradsift retrieve
 gradsift.commands.attributing    gradsift attribute
 gradsift.commands.scoring   gradsift score
 gradsift.commands.stores    verify, delete, compact and merge stores
+gradsift.commands.list_indexes  the index of a large store
 gradsift.commands.components    gradsift components
 gradsift.commands.embedding where vectors of rows come from
 gradsift.commands.choosing  what commands that choose rows share

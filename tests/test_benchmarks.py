@@ -22,6 +22,7 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
         "solvers",
         pytest.param("influence_index", marks=pytest.mark.slow),
         pytest.param("index_speed", marks=pytest.mark.slow),
+        pytest.param("large_index", marks=pytest.mark.slow),
         "traker_mlp",
         pytest.param("pruning", marks=pytest.mark.slow),
         "reweighting",

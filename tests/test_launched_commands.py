@@ -72,3 +72,55 @@ def test_a_model_without_blocks_is_not_spread() -> None:
     with pytest.raises(UnsupportedLayerError, match=r"must say what its blocks are.*Linear does"):
         spread(nn.Linear(2, 2), Ranks(0, 2), "cpu")
     spread(nn.Linear(2, 2), Ranks(), "cpu")
+
+
+def index_and_ask(folder: Path, name: str) -> tuple[list[object], list[object]]:
+    """Return the words that build the lists of an index, and those that ask it."""
+    factory = "IVF2,SQ8_direct_signed"
+    build = ["store-index", folder / name, "--faiss", factory, "--part-rows", 2, "--merge", 2]
+    ask: list[object] = [
+        "retrieve",
+        folder / name,
+        "--faiss",
+        factory,
+        "--lists",
+        2,
+        "--rerank",
+        11,
+    ]
+    return build, [*ask, "--query", "w1 w2 w3", "-k", 3, "--out", folder / f"{name}.jsonl"]
+
+
+def test_an_index_with_lists_on_the_disk_answers_as_exact_search(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("faiss")
+    words: list[object] = ["index", "--model", folder / "model", "--data", folder / "train.jsonl"]
+    words += ["--out", folder / "i", "--num-dims", 8, "--shard-size", 2, "--row-dtype", "int8"]
+    assert run(*words) == 0
+    build, ask = index_and_ask(folder, "i")
+    assert run(*build) == 0
+    assert "indexed 11 rows in 2 parts" in capsys.readouterr().out
+    assert run(*ask) == 0
+    by_lists = (folder / "i.jsonl").read_text()
+    exact = ask[:2] + ask[8:]
+    assert run(*exact) == 0
+    exact_hits = [json.loads(line) for line in (folder / "i.jsonl").read_text().splitlines()]
+    hits = [json.loads(line) for line in by_lists.splitlines()]
+    assert [hit["id"] for hit in hits] == [hit["id"] for hit in exact_hits]
+    assert run(*exact, "--lists", 2) == 1
+    assert "`--lists` must be used with `--faiss`" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_ranks_build_and_ask_an_index_as_one(folder: Path) -> None:
+    pytest.importorskip("faiss")
+    words: list[object] = ["index", "--model", folder / "model", "--data", folder / "train.jsonl"]
+    assert run(*words, "--out", folder / "two", "--num-dims", 8, "--shard-size", 2) == 0
+    build, ask = index_and_ask(folder, "two")
+    ended = [torchrun(2, *COMMAND, *build), torchrun(2, *COMMAND, *ask)]
+    assert [one.returncode for one in ended] == [0, 0], [one.stderr for one in ended]
+    assert ended[0].stdout.count("indexed 11 rows in 2 parts") == 1
+    by_ranks = (folder / "two.jsonl").read_text()
+    assert run(*ask) == 0
+    assert (folder / "two.jsonl").read_text() == by_ranks

@@ -12,6 +12,7 @@ from gradsift.commands.dsir import Dsir
 from gradsift.commands.explaining import Explain
 from gradsift.commands.gio import Gio
 from gradsift.commands.indexing import Index
+from gradsift.commands.list_indexes import StoreIndex
 from gradsift.commands.options import Command, command_from_json
 from gradsift.commands.pages import Demo, Report
 from gradsift.commands.planning import Plan
@@ -37,6 +38,7 @@ COMMANDS: dict[str, type[Command]] = {
     "plan": Plan,
     "report": Report,
     "explain": Explain,
+    "store-index": StoreIndex,
     "store-verify": StoreVerify,
     "store-delete": StoreDelete,
     "store-compact": StoreCompact,
@@ -44,5 +46,5 @@ COMMANDS: dict[str, type[Command]] = {
 }
 """The commands by name; a new one is a file here and a line in this table."""
 
-SHARED = (Index, Score, Attribute, Components)
+SHARED = (Index, Score, Attribute, Components, Retrieve, StoreIndex)
 """The commands whose work all ranks of a launcher share; rank 0 runs the others alone."""

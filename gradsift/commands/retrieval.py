@@ -17,6 +17,7 @@ from projections import (
     Rows,
     Task,
     TopK,
+    current_ranks,
     faiss_beside,
     query_rows,
     read_dataset,
@@ -55,6 +56,9 @@ class Retrieve:
     """A FAISS factory string such as "IVF256,SQ8", for an index of sketches; the FAISS index is
     kept beside the store. Exact search if left out."""
 
+    lists: int | None = None
+    """Lists that an index by --faiss looks into for each query; a sixteenth if left out."""
+
     out: Path | None = None
     """Also write the hits to this file (.jsonl)."""
 
@@ -72,6 +76,8 @@ class Retrieve:
             )
         if self.faiss is not None and built.rows == "ekfac":
             raise ValueError("`--faiss` must be used with an index of `--rows sketch`.")
+        if self.lists is not None and self.faiss is None:
+            raise ValueError("`--lists` must be used with `--faiss`.")
         top, bottom = self._search(built, load_task(built.source), rows, store, data)
         texts = [shown_text(row, built.source.text_column) for row in rows]
         hits = []
@@ -82,7 +88,7 @@ class Retrieve:
                 for hit in describe_hits(found, number, data, built.source.text_column):
                     hits.append({"query": text, "end": name, **hit})
                     yield f"  {hit['score']:12.5g}  {hit['id']}  {snippet(hit['text'])}"
-        if self.out is not None:
+        if self.out is not None and current_ranks().is_first:
             lines = "".join(json.dumps(hit, ensure_ascii=False) + "\n" for hit in hits)
             self.out.parent.mkdir(parents=True, exist_ok=True)
             self.out.write_text(lines)
@@ -101,6 +107,8 @@ class Retrieve:
         settings = pass_settings(built.reading, task.model)
         asked = query_rows(task, rows, projector, settings=settings, store=store)
         index = None if self.faiss is None else faiss_beside(store, self.faiss, seed=built.seed)
+        if index is not None and self.lists is not None:
+            index = index.with_lists_searched(self.lists)
         return retrieve_rows(asked, store, metric, k=self.k, index=index, rerank=self.rerank)
 
     def _query_rows(self, built: Index) -> list[dict[str, Any]]:
