@@ -21,6 +21,7 @@ import torch
 from measuring import table
 
 from projections import (
+    DiskIndex,
     FaissIndex,
     GradientStore,
     Reranked,
@@ -122,13 +123,16 @@ def faiss_lines(
     built = f"{time.perf_counter() - began:.0f}"
     gc.collect()
 
-    def alone() -> FaissIndex:
+    def alone() -> FaissIndex | DiskIndex:
         return faiss_beside(GradientStore.open(path), factory)
 
     def reranked() -> Reranked:
         return Reranked(alone(), GradientStore.open(path), CANDIDATES)
 
-    size = sum(file.stat().st_size for file in (path / "faiss").glob(f"{factory}-*.index"))
+    size = 0
+    for found in (path / "faiss").glob(f"{factory}-*"):
+        files = found.rglob("*") if found.is_dir() else [found]
+        size += sum(file.stat().st_size for file in files)
     lines = [measure(f"`{factory}`", alone, path, queries, rounds, wanted)]
     if factory not in ("Flat", "SQ8"):
         name = f"`{factory}` + {CANDIDATES}"

@@ -84,6 +84,7 @@ def build_disk_index(
         first, groups = ranks.on_first(lambda: _missing(folder, store, size), "parts of an index")
         for turn in make_rounds(0, len(groups), ranks.size):
             _build_round(folder, store, groups, turn, first, note["unit"], ranks)
+        ranks.barrier("the last part of an index")
     return DiskIndex.open(folder, store)
 
 

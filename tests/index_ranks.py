@@ -69,4 +69,5 @@ if __name__ == "__main__":
     if len(sys.argv) > 2:
         die_at(int(sys.argv[2]))
     results = everything(where)
-    np.savez(where / f"rank{current_ranks().rank}.npz", **results)
+    file = where / f"rank{current_ranks().rank}.npz"
+    np.savez(file, **results)  # pyright: ignore[reportArgumentType]
