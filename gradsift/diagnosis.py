@@ -3,89 +3,70 @@
 Letters: ``n`` examples, ``k`` numbers of a row.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-from markupsafe import Markup
-
-from gradsift.figures import line_chart
-from gradsift.html import align_numbers, as_number, as_percent
+from gradsift.direction_sections import (
+    describe_opposing,
+    describe_spectrum,
+    describe_subspaces,
+)
+from gradsift.html import as_number
+from gradsift.sections import NUM_GROUPS, NUM_SHOWN, Section, list_examples
 from gradsift.shown_rows import ShownRows
 from projections import GradientStore
 from selection import (
     Coherence,
-    OpposingGroups,
     RepeatReport,
-    Spectrum,
+    RowMoments,
     find_class_outliers,
     find_opposing,
     find_repeats,
+    follow_subspace,
     measure_coherence,
     measure_moments,
     measure_spectrum,
 )
 
-NUM_SHOWN = 6  # examples of a list
-NUM_GROUPS = 30  # most groups of a table, and repeated inputs of a list
-NUM_DIRECTIONS = 3
+ALL = "all"  # layers together
+NOW = "this one"  # among the states of training
+NUM_DIRECTIONS = 3  # whose ends are shown
+NUM_COMPARED = 10  # directions that states of training are compared by
+NUM_COLUMNS = 8  # groups beside each other
 
 
-@dataclass(frozen=True)
-class Listed:
-    """Examples under a title.
-
-    Args:
-        title: What they have in common.
-        examples: What the page shows of each: ``id``, ``score`` and the example itself.
-    """
-
-    title: str
-    examples: list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Section:
-    """One part of a page.
-
-    Args:
-        title: Its title.
-        text: What is measured, and how to read it.
-        head: Names of the columns of its table.
-        table: Rows of the table; the first cell names the row.
-        figure: A figure, if there is one.
-        caption: What the figure shows.
-        lists: Examples, two lists beside each other.
-    """
-
-    title: str
-    text: str
-    head: tuple[str, ...] = ()
-    table: list[list[str]] = field(default_factory=list)
-    figure: Markup | None = None
-    caption: str = ""
-    lists: list[Listed] = field(default_factory=list)
-
-
-def diagnose(store: GradientStore, shown: ShownRows, group_by: str | None = None) -> list[Section]:
+def diagnose(
+    store: GradientStore,
+    shown: ShownRows,
+    *,
+    group_by: str | None = None,
+    layers: Mapping[str, slice] | None = None,
+    earlier: Mapping[str, GradientStore] | None = None,
+) -> list[Section]:
     """Measure a dataset by its gradients.
 
     Args:
         store: Rows of its gradients.
         shown: The examples.
         group_by: Column of the data whose values are groups; the labels unless given.
+        layers: Which dimensions of a row belong to which layer, where they are apart.
+        earlier: By name, in order: stores of the same data at earlier states of training.
 
     Raises:
-        DataError: There is no such column.
+        DataError: There is no such column, or an earlier store is about other rows.
+        StoreMismatchError: An earlier store has another projection.
     """
     column = shown.column(group_by)
     groups = None if column is None else [str(value) for value in column[1]]
     moments = measure_moments(store)
+    history = _follow(earlier, moments) if earlier else []
+    coherence = measure_coherence(store, groups, layers=layers, num_shown=NUM_SHOWN)
     sections = [
-        _coherence(measure_coherence(store, groups, num_shown=NUM_SHOWN), column, shown),
-        _spectrum(measure_spectrum(moments)),
-        *_opposing(
+        _coherence([one for one in coherence if one.layer == ALL], column, shown),
+        *_layers([one for one in coherence if one.layer != ALL]),
+        describe_spectrum(measure_spectrum(moments)),
+        *history,
+        *describe_opposing(
             find_opposing(moments, num_directions=NUM_DIRECTIONS, num_shown=NUM_SHOWN), shown
         ),
     ]
@@ -96,17 +77,10 @@ def diagnose(store: GradientStore, shown: ShownRows, group_by: str | None = None
     return sections
 
 
-def _listed(title: str, ids: Any, shown: ShownRows, scores: list[str] | None = None) -> Listed:
-    """Return examples with what is shown of them."""
-    plain = np.asarray(ids).tolist()
-    marks = scores or [""] * len(plain)
-    return Listed(
-        title,
-        [
-            {"id": row_id, "score": mark, **shown.show(row_id)}
-            for row_id, mark in zip(plain, marks, strict=True)
-        ],
-    )
+def _follow(earlier: Mapping[str, GradientStore], now: RowMoments) -> list[Section]:
+    """Return the section on directions over training."""
+    count = min(NUM_COMPARED, now.blocks.num_dims, len(now.blocks))
+    return [describe_subspaces(follow_subspace({**earlier, NOW: now}, num_directions=count))]
 
 
 def _coherence(found: list[Coherence], column: Any, shown: ShownRows) -> Section:
@@ -116,8 +90,11 @@ def _coherence(found: list[Coherence], column: Any, shown: ShownRows) -> Section
             one.group,
             f"{one.num_examples:,}",
             as_number(one.coherence),
-            as_number(one.signal_to_noise),
-            as_number(one.noise_scale),
+            # One example says nothing about noise.
+            *(
+                as_number(v) if one.num_examples > 1 else ""
+                for v in (one.signal_to_noise, one.noise_scale)
+            ),
         ]
         for one in found[: NUM_GROUPS + 1]
     ]
@@ -133,56 +110,25 @@ def _coherence(found: list[Coherence], column: Any, shown: ShownRows) -> Section
         ("group", "examples", "coherence", "signal to noise", "noise scale"),
         rows,
         lists=[
-            _listed("Agree most with all others", found[0].along, shown),
-            _listed("Agree least", found[0].against, shown),
+            list_examples("Agree most with all others", found[0].along, shown),
+            list_examples("Agree least", found[0].against, shown),
         ],
     )
 
 
-def _spectrum(found: Spectrum) -> Section:
-    """Return the section on directions."""
-    count = min(len(found.eigenvalues), 100)
-    explained = found.explained[:count].tolist()
-    figure = line_chart(
-        list(range(1, count + 1)),
-        {"explained": explained},
-        label="Share of all squared gradient norms along the first directions",
-        x_label="directions",
-        y_label="share",
-        percent=("y",),
+def _layers(found: list[Coherence]) -> Iterator[Section]:
+    """Yield a section on the agreement of each layer, where layers are apart."""
+    if not found:
+        return
+    layers = list(dict.fromkeys(one.layer for one in found))[:NUM_GROUPS]
+    groups = list(dict.fromkeys(one.group for one in found))[: NUM_COLUMNS + 1]
+    known = {(one.layer, one.group): as_number(one.coherence) for one in found}
+    yield Section(
+        "In which layers do gradients agree?",
+        "The coherence of each layer by itself, of all examples and of each group.",
+        ("layer", *groups),
+        [[layer, *(known[layer, group] for group in groups)] for layer in layers],
     )
-    return Section(
-        "In how many directions do gradients lie?",
-        "The effective dimension is the number of equally strong directions that would spread as "
-        "much. A few directions mean a few groups of examples that move the model together.",
-        ("measure", "value"),
-        [
-            ["effective dimension", as_number(found.effective_dimension)],
-            ["stable rank", as_number(found.stable_rank)],
-            ["numbers a row", f"{len(found.eigenvalues):,}"],
-        ],
-        figure,
-        "Share of all squared norms along the first directions together.",
-    )
-
-
-def _opposing(found: list[OpposingGroups], shown: ShownRows) -> Iterator[Section]:
-    """Yield a section for each direction along which gradients pull both ways."""
-    for number, one in enumerate(found, 1):
-        yield Section(
-            f"Opposing signals {number}",
-            f"Along this direction lie {as_percent(one.share)} of all squared gradient norms, and "
-            f"{as_percent(one.cancelled)} of it cancels: what helps one side hurts the other "
-            "(Rosenfeld and Risteski 2024). Look at what each side shares.",
-            lists=[
-                _listed(
-                    "One side", one.positive, shown, align_numbers(one.positive_products.tolist())
-                ),
-                _listed(
-                    "Other side", one.negative, shown, align_numbers(one.negative_products.tolist())
-                ),
-            ],
-        )
 
 
 def _outliers(store: GradientStore, groups: list[str], column: Any, shown: ShownRows) -> Section:
@@ -201,8 +147,8 @@ def _outliers(store: GradientStore, groups: list[str], column: Any, shown: Shown
         f"{column[0]} than with their own: wrong labels are among the first of them, and so are "
         "hard examples.",
         lists=[
-            _listed("The oddest", found.ids[:half], shown, marks[:half]),
-            _listed("The next", found.ids[half:], shown, marks[half:]),
+            list_examples("The oddest", found.ids[:half], shown, marks[:half]),
+            list_examples("The next", found.ids[half:], shown, marks[half:]),
         ],
     )
 

@@ -27,6 +27,8 @@ def write_report(
     data: Path | None = None,
     out: Path | None = None,
     group_by: str | None = None,
+    layers: Mapping[str, slice] | None = None,
+    earlier: Mapping[str, Path] | None = None,
 ) -> Path:
     """Write a page with the distribution and both ends of each score.
 
@@ -38,14 +40,22 @@ def write_report(
         out: The page; ``source`` + ``.report.html`` unless given.
         group_by: Column of the data whose values are compared by their gradients; the labels
             unless given.
+        layers: Which numbers of a store's rows belong to which layer, where they are apart.
+        earlier: By name, in order: folders of stores of the same data at earlier states of
+            training, whose directions are compared.
 
     Returns:
         The page.
 
     Raises:
         DataError: The source is neither, or the data does not hold its rows.
+        ValueError: There are earlier states of what is no finished store.
     """
     scores, facts, store = _read(source)
+    if earlier and (store is None or not store.is_finished):
+        raise ValueError(
+            f"`earlier` states must be compared with a finished store. {source} is none."
+        )
     shown = ShownRows(data, scores.ids)
     parts = [_part(scores, name, shown) for name in scores.names]
     out = out or source.with_name(source.name + ".report.html")
@@ -61,7 +71,13 @@ def write_report(
         scores=parts,
         diagnostics=[]
         if store is None or not store.is_finished
-        else diagnose(store, shown, group_by),
+        else diagnose(
+            store,
+            shown,
+            group_by=group_by,
+            layers=layers,
+            earlier={name: GradientStore.open(path) for name, path in (earlier or {}).items()},
+        ),
         with_data=data is not None,
         origin=_flat({"source": source, "data": data or "not given", **scores.provenance}),
     )

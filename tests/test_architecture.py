@@ -303,6 +303,8 @@ gradsift.language_model     a small language model, trained in seconds
 gradsift.passages           job 2 of the demo: the text behind a prediction
 gradsift.mixing             job 3 of the demo: a mixture that follows a target
 gradsift.demo               the three jobs, a page and a summary
+gradsift.sections           parts of a page
+gradsift.direction_sections what directions of gradients say, as parts of a page
 gradsift.diagnosis          what the gradients in a store say of a dataset
 gradsift.report             a page about scores or a store
 gradsift.explain            all that is known of one example

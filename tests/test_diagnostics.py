@@ -257,6 +257,8 @@ def test_diagnostics_that_share_sums_walk_the_rows_once_for_them() -> None:
     for apart, shared in zip(find_opposing(rows), find_opposing(moments), strict=True):
         assert_array_equal(apart.positive, shared.positive)
         assert_array_equal(apart.direction, shared.direction)
+    history = follow_subspace({"rows": rows, "again": moments}, num_directions=2)
+    assert_allclose(history.overlaps, np.ones((2, 2)))
 
 
 def test_overlap_is_one_with_itself_nought_when_orthogonal_and_by_chance_in_between() -> None:

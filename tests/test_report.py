@@ -12,6 +12,7 @@ from torch import nn
 
 from gradsift.cli import main
 from gradsift.explain import explain
+from gradsift.html import as_number
 from gradsift.report import write_report
 from gradsift.shown_rows import find_image
 from projections import (
@@ -24,6 +25,7 @@ from projections import (
     read_dataset,
     write_dataset,
 )
+from selection import measure_coherence
 
 NASTY = "<script>alert('&')</script>"
 
@@ -128,6 +130,27 @@ def test_a_report_on_a_store_says_what_gradients_tell_of_the_data(
     assert 'src="data:image/png;base64,' in text
     addresses = Addresses(text).found
     assert all(address.startswith(("#", "data:")) for address in addresses)
+
+
+def test_a_report_compares_layers_and_states_of_training(
+    pictures: tuple[Path, Path], scores: Path
+) -> None:
+    store, data = pictures
+    layers = {"first": slice(0, 8), "second": slice(8, 16)}
+    plain = write_report(store, data=data).read_text()
+    assert "In which layers" not in plain and "Do the directions stay?" not in plain
+    text = write_report(store, data=data, layers=layers, earlier={"early": store}).read_text()
+    _, *sections = text.split("<section")
+    (section,) = [part for part in sections if "In which layers do" in part]
+    expected = measure_coherence(GradientStore.open(store), layers=layers)
+    for one in expected[1:]:
+        assert (
+            f'<th scope="row">{one.layer}</th><td class="num">{as_number(one.coherence)}' in section
+        )
+    (section,) = [part for part in sections if "Do the directions stay?" in part]
+    assert section.count('<td class="num">1.00</td>') == 4
+    with pytest.raises(ValueError, match=r"`earlier` states must be compared with a finished"):
+        write_report(scores, earlier={"early": store})
 
 
 def test_groups_are_compared_by_any_column(pictures: tuple[Path, Path]) -> None:

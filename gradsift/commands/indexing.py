@@ -29,6 +29,7 @@ from projections import (
     read_dataset,
     read_json,
 )
+from selection import layer_slices
 
 RowsName = Literal["sketch", "ekfac"]
 
@@ -99,6 +100,12 @@ class Index:
             settings=pass_settings(self.reading, task.model),
             optimizer_state=self.optimizer_state,
         )
+
+    def layer_slices(self) -> dict[str, slice] | None:
+        """Return which numbers of a row belong to which layer, where these are kept apart."""
+        if self.rows == "ekfac" or self.projection != "two-sided" or self.optimizer_state:
+            return None
+        return layer_slices(self.projector(load_task(self.source)))
 
     def _sketch(self, task: Task, data: Any) -> GradientStore:
         """Build a store of random sketches."""

@@ -50,16 +50,36 @@ class Report:
     group_by: str | None = None
     """Column of the data whose values are compared by their gradients; the labels if left out."""
 
+    earlier: tuple[Path, ...] = ()
+    """Indexes of the same data at earlier states of training, in order, with the same projection:
+    do the directions of gradients stay?"""
+
     out: Path | None = None
     """The page; beside the source if left out."""
 
     def run(self) -> Iterator[str]:
         """Write the page."""
-        source, data = self.source, self.data
-        if (source / CONFIG).exists() and (source / "store").exists():
-            data = data or Path(read_index_config(source).data)
-            page = self.out or source / "report.html"
-            report = write_report(source / "store", data=data, out=page, group_by=self.group_by)
-        else:
-            report = write_report(source, data=data, out=self.out, group_by=self.group_by)
+        source, data, layers, page = self.source, self.data, None, self.out
+        if _is_index(source):
+            config = read_index_config(source)
+            data, page = data or Path(config.data), page or source / "report.html"
+            layers = config.layer_slices()
+        report = write_report(
+            _store_of(source),
+            data=data,
+            out=page,
+            group_by=self.group_by,
+            layers=layers,
+            earlier={str(path): _store_of(path) for path in self.earlier},
+        )
         yield f"report: {report.resolve()}"
+
+
+def _is_index(folder: Path) -> bool:
+    """Tell whether `gradsift index` made a folder."""
+    return (folder / CONFIG).exists() and (folder / "store").exists()
+
+
+def _store_of(source: Path) -> Path:
+    """Return the store of an index, and anything else as it is."""
+    return source / "store" if _is_index(source) else source

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from projections import DataError, GradientStore, check_at_least
-from selection.diagnostics.moments import measure_moments
+from selection.diagnostics.moments import RowMoments, measure_moments
 from selection.row_blocks import as_row_blocks
 
 
@@ -140,7 +140,8 @@ def follow_subspace(states: Mapping[str, Any], *, num_directions: int = 10) -> S
     """Compare the main directions of the same examples' gradients at several states of training.
 
     Args:
-        states: By name, in order: stores, `Embeddings` or arrays of rows in one projection.
+        states: By name, in order: stores, `Embeddings` or arrays of rows in one projection, or
+            their `measure_moments`.
         num_directions: Number of directions that are compared.
 
     Raises:
@@ -158,7 +159,10 @@ def follow_subspace(states: Mapping[str, Any], *, num_directions: int = 10) -> S
         As for `measure_spectrum`.
     """
     check_at_least("len(states)", len(states), 2)
-    blocks = [as_row_blocks(rows) for rows in states.values()]
+    blocks = [
+        rows.blocks if isinstance(rows, RowMoments) else as_row_blocks(rows)
+        for rows in states.values()
+    ]
     sources = [b.source for b in blocks if isinstance(b.source, GradientStore)]
     for store in sources[1:]:
         store.require(projector=sources[0].manifest.get("projector"))
@@ -174,7 +178,9 @@ def follow_subspace(states: Mapping[str, Any], *, num_directions: int = 10) -> S
                 f"`num_directions` must be at most the rows and their dimensions, {len(own)} and "
                 f"{own.num_dims}. Got {num_directions}."
             )
-    spectra = tuple(measure_spectrum(b.source, num_directions=num_directions) for b in blocks)
+    spectra = tuple(
+        measure_spectrum(rows, num_directions=num_directions) for rows in states.values()
+    )
     overlaps = [[a.overlap(b, num_directions) for b in spectra] for a in spectra]
     chance = num_directions / blocks[0].num_dims
     return SubspaceHistory(tuple(states), spectra, np.array(overlaps), num_directions, chance)
