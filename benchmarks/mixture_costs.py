@@ -30,6 +30,7 @@ SIZES = {  # the model and its passages
 }
 EVERY = 100
 DRAWS = 3  # of the target's batch
+MOVES = 6  # with batches for each domain
 
 
 def step_of(training: Training, batch: torch.Tensor) -> Callable[[], None]:
@@ -113,8 +114,11 @@ def agreement(training: Training, num_batches: int, large: int) -> list[list[str
     for name, layers in _patterns(size).items():
         separate[f"a quarter of a batch for each domain, {name}"] = (layers, few)
     for name, (layers, count) in separate.items():
-        found = [gradients(layers, count, 2).products(n).dots for n in range(DRAWS)]
-        rows.append([name, str(count * (len(training.names) + 1)), _mean(found, [truth]), ""])
+        batches = gradients(layers, count, 2)
+        found = [batches.products(number).dots for number in range(MOVES)]
+        averaged = _mean([np.mean(found, 0)], [truth])
+        seen = str(count * (len(training.names) + 1))
+        rows.append([name, seen, _mean(found, [truth]), averaged, ""])
     settings = {"every": num_batches, "batch_size": size.batch_size, "rule": RULE}
     watching = {
         name: [
@@ -141,7 +145,7 @@ def agreement(training: Training, num_batches: int, large: int) -> list[list[str
     }
     for name, found in signals.items():
         whole = _mean(found, signals["training batch, exact"])
-        rows.append([name, seen, _mean(found, [truth]), whole])
+        rows.append([name, seen, _mean(found, [truth]), "", whole])
     return rows
 
 
@@ -189,6 +193,8 @@ def _mean(found: list[np.ndarray], truths: list[np.ndarray]) -> str:
     for signal, truth in zip(found, truths * (len(found) // len(truths)), strict=True):
         known = np.isfinite(signal)
         values.append(np.corrcoef(signal[known], truth[known])[0, 1])
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
     return f"{np.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
 
 
@@ -230,12 +236,13 @@ def main() -> None:
             f"steps, and the time of a move in steps.\n\n{timed}"
         )
     if chosen.only != "cost":
-        head = ["way", "passages seen for it", "correlation", "with exact of the same steps"]
+        head = ["way", "passages seen for a move", "correlation", f"mean of {MOVES} moves"]
+        head.append("with exact products of the same steps")
         agreed = table(head, agreement(training, num_batches, large))
         parts.append(
             f"## Agreement\n\nCorrelation over domains with the products of the domains' gradients "
             f"on {large} passages each: mean and range over {DRAWS} draws of the target's batch of "
-            f"{size.batch_size} (and, for separate batches, of the domains' batches).\n\n{agreed}"
+            f"{size.batch_size}; for separate batches, over {MOVES} draws of all.\n\n{agreed}"
         )
     publish("What alignments of domains cost, and how well they agree", parts, chosen.out)
 

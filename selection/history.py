@@ -71,7 +71,7 @@ class History:
             axes.plot(steps, table.column(name).to_pylist(), label=name)
         axes.set_xlabel("step")
         axes.set_ylabel(label)
-        axes.legend(loc="best", frameon=False)
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
         return figure
 
     def state(self) -> dict[str, Any]:

@@ -67,6 +67,19 @@ def moved(name: str, share: slice) -> Any:
     return mixture
 
 
+def travelled(sizes: list[int]) -> None:
+    """Keep how many numbers each exchange between ranks has."""
+    for name in ("all_reduce", "all_gather", "broadcast"):
+        exchange = getattr(distributed, name)
+
+        def counted(*args: Any, exchange: Any = exchange, **settings: Any) -> Any:
+            sent = args[1] if exchange.__name__ == "all_gather" else args[0]
+            sizes.append(sent.numel())
+            return exchange(*args, **settings)
+
+        setattr(distributed, name, counted)
+
+
 CASES = ("dga", "doge", "in batch", "odm", "doremi")
 
 if __name__ == "__main__":
@@ -79,6 +92,8 @@ if __name__ == "__main__":
         timeout=timedelta(seconds=60),
     )
     own = slice(0, 3) if rank == 0 else slice(3, 8)  # ranks have different numbers of examples
+    sizes: list[int] = []
+    travelled(sizes)
     found = {name: moved(name, own).weights for name in CASES}
-    np.savez(folder / f"rank{rank}.npz", **found)
+    np.savez(folder / f"rank{rank}.npz", **found, sizes=np.array(sizes))
     distributed.destroy_process_group()

@@ -10,7 +10,16 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from projections import CausalLM, Embeddings, NonDeterministicError, NonFiniteError, Task
+from projections import (
+    SJLT,
+    CausalLM,
+    Embeddings,
+    NonDeterministicError,
+    NonFiniteError,
+    Sketch,
+    Task,
+    run_pass,
+)
 from selection import (
     DGA,
     ODM,
@@ -492,6 +501,25 @@ def test_importance_sampling_is_the_histogram_of_the_target() -> None:
     distances = np.square(target[:, None] - clusters.points).sum(-1)
     counts = [(distances.argmin(1) == place).sum() for place in range(3)]
     np.testing.assert_allclose(importance_mixture(clusters, target).weights, np.array(counts) / 8)
+
+
+def test_domains_may_be_clusters_of_projected_gradients() -> None:
+    # Two kinds of text without a token in common.
+    low, high = (
+        [{"input_ids": [start + token % 2 for token in row["input_ids"]]} for row in texts(8, 1)]
+        for start in (0, 12)
+    )
+    columns = [Sketch(SJLT(num_dims=32, seed=0), "gradients")]
+    task = language_task()
+    task.model.eval()
+    vectors = run_pass(task, [*low, *high], columns).columns["gradients"]
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    clusters = KMeans(num_clusters=2, spherical=True, seed=0).fit(Embeddings(unit))
+    centers = cluster_centers(clusters, unit_length=True)
+    places = centers.nearest(vectors)
+    assert len(set(places[:8])) == len(set(places[8:])) == 1 and places[0] != places[8]
+    mixture = importance_mixture(centers, vectors[:3])
+    assert mixture.weights[places[0]] == 1
 
 
 def test_directions_count_where_rows_have_unit_length_and_nan_is_refused() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mixture_ranks import CASES, NAMES, make_task, moved, texts
+from mixture_ranks import CASES, MOVES, NAMES, make_task, moved, texts
 
 from selection import DGA, InBatchDGA, MirrorDescent, MixtureDraws
 
@@ -39,6 +39,14 @@ def test_two_ranks_move_a_mixture_as_one_does(
     assert np.ptp(expected) > 1e-3
     for found in of_two_ranks:
         np.testing.assert_allclose(found[name], expected, rtol=FLOAT32)
+
+
+def test_only_a_few_numbers_a_domain_travel_between_ranks(
+    of_two_ranks: list[dict[str, np.ndarray]],
+) -> None:
+    for found in of_two_ranks:
+        assert len(found["sizes"]) >= len(CASES) * MOVES
+        assert found["sizes"].max() <= 3 * len(NAMES)
 
 
 class Run:

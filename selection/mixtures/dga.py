@@ -25,8 +25,10 @@ class DGA(RecordedMixture):
     Every few steps, one batch of each domain and one of the target give the alignments
     :math:`a_j = \langle \nabla L_j(\theta), \nabla L_*(\theta) \rangle`, and the weights take
     one step of mirror descent along them, averaged over time. To first order, that is
-    the mixture whose next step lowers the target's loss most. It costs
-    :math:`(m + 1) / T` forwards and backwards a step, and the memory of one gradient.
+    the mixture whose next step lowers the target's loss most. With batches of :math:`b` rows
+    beside a training batch of :math:`B`, it costs :math:`(m + 1) b / (T B)` of a step, and the
+    memory of one gradient: 13 % for 12 domains with ``b = B`` and ``T = 100``, 3 % with a quarter
+    of that. The noise of small batches averages out over moves, which ``average`` is for.
 
     Differences from the paper: logarithms are kept, with a floor; alignments are cosines
     unless asked otherwise, since the unit of the plain ones drifts over training.
@@ -36,7 +38,7 @@ class DGA(RecordedMixture):
         domains: Rows of each domain by name, or decks that draw them.
         target: A few rows of what the model is to be good at.
         every: Steps ``T`` between two moves.
-        batch_size: Rows of each domain, and of the target, at a move.
+        batch_size: Rows ``b`` of each domain, and of the target, at a move.
         rule: The mirror step; default: ``step_size=1, average=0.1, floor=0.001``.
         alignment: ``"cosine"``; ``"mean-norm"``, which keeps the say of large gradients;
             or ``"plain"``, as in the paper.
@@ -68,7 +70,7 @@ class DGA(RecordedMixture):
         target: Any,
         *,
         every: int = 100,
-        batch_size: int = 8,
+        batch_size: int = 4,
         rule: MirrorDescent = STEP,
         alignment: str = "cosine",
         layers: str | Sequence[str] | None = None,

@@ -43,9 +43,9 @@ class InBatchDGA(RecordedMixture):
     With :math:`g_n` the gradient of example :math:`n` in the loss of the batch, of :math:`N`
     tokens, :math:`N_j` of them of domain :math:`j`, the alignment is
     :math:`a_j = (N / N_j) \sum_{n \in j} \langle g_n, g_* \rangle / \|g_*\|^2`, averaged over the
-    steps since the last move. The products cost a few per cent of a step with ``layers`` of one
-    block and more with all of them, and the target one forward and backward at each move.
-    Domains that no batch held keep their weight.
+    steps since the last move. In a linear map from :math:`i` to :math:`o` features, products of
+    rank :math:`k` take :math:`k (i + o) / 3 i o` of what a step takes; a move takes one forward
+    and backward of the target. Domains that no batch held keep their weight.
 
     Alignments are noisier than those of `DGA` for domains of small weight, of which batches
     hold few examples; the floor keeps some coming.
@@ -95,7 +95,7 @@ class InBatchDGA(RecordedMixture):
         every: int = 100,
         batch_size: int = 8,
         rule: MirrorDescent = STEP,
-        rank: int | None = 8,
+        rank: int | None = 4,
         layers: str | Sequence[str] | None = None,
         loss_factor: float = 1.0,
         weights: Sequence[float] | None = None,
