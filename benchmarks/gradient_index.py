@@ -39,7 +39,7 @@ PLAIN, PRODUCT, OURS = "plain forward and backward", "matrix product", "gradsift
 SIDE = 2048  # of the product that shows what the machine can do
 PRODUCTS = 20  # of them in a run
 MOST_OF_PLAIN = 1.25
-LEAST_OVER = {"traker": 10, "dattri": 5}
+LEAST_OVER = {"traker": 10, "dattri": 5, "bergson": 2}
 PLAN_WITHIN = 0.2
 
 
@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--num-layers", type=int, default=4)
     parser.add_argument("--traker-python", help="interpreter of an environment with traker")
     parser.add_argument("--dattri-python", help="interpreter of an environment with dattri")
+    parser.add_argument("--bergson-python", help="interpreter of an environment with bergson")
     parser.add_argument("--peer-examples", type=int, default=32)
     parser.add_argument("--peer-layers", nargs="+", default=["model.layers.0.mlp.up_proj"])
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000, 1_000_000])
@@ -178,7 +179,11 @@ def multiply(square: Tensor) -> None:
 
 def peer_report(chosen: Namespace) -> list[str]:
     """Time the index against other packages, on the parameters of a few layers."""
-    interpreters = {"traker": chosen.traker_python, "dattri": chosen.dattri_python}
+    interpreters = {
+        "traker": chosen.traker_python,
+        "dattri": chosen.dattri_python,
+        "bergson": chosen.bergson_python,
+    }
     setup = set_up(chosen, chosen.peer_examples, chosen.lengths[0])
     setup.model.cpu()
     layers = tuple(chosen.peer_layers)

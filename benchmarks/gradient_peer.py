@@ -1,4 +1,4 @@
-"""The peers' side of `gradient_index.py`; runs in an environment with traker or dattri.
+"""The peers' side of `gradient_index.py`; runs in an environment with traker, dattri or bergson.
 
 Takes the name of a peer and a folder. Reads ``task.pt`` there and then, for each line on its
 standard input, projects the gradients of all examples once and answers with the seconds
@@ -6,6 +6,7 @@ that took. The rows of the last run stay in the folder, scaled so that their inn
 estimate those of the gradients.
 """
 
+import os
 import shutil
 import sys
 import time
@@ -20,19 +21,21 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 def main() -> None:
     name, folder = sys.argv[1], Path(sys.argv[2])
+    answers, sys.stdout = os.dup(1), sys.stderr
+    os.dup2(2, 1)  # what a package prints is no answer
     task = torch.load(folder / "task.pt", weights_only=False)
     torch.set_num_threads(task["threads"])
     config = LlamaConfig(**{**task["config"], "attn_implementation": "eager"})
     model = LlamaForCausalLM(config).eval()
     model.load_state_dict(task["state"])
     project: Callable[[], np.ndarray] = PEERS[name](model, task, folder)
-    print("ready", flush=True)
+    os.write(answers, b"ready\n")
     for _ in sys.stdin:
         began = time.perf_counter()
         rows = project()
         seconds = time.perf_counter() - began
         np.save(folder / f"{name}.npy", rows)
-        print(seconds, flush=True)
+        os.write(answers, f"{seconds}\n".encode())
 
 
 def token_losses(model: nn.Module, weights: dict, buffers: dict, tokens: Tensor) -> Tensor:
@@ -126,12 +129,36 @@ def dattri(model: nn.Module, task: dict, folder: Path) -> Callable[[], np.ndarra
     return project
 
 
+def bergson(model: nn.Module, task: dict, folder: Path) -> Callable[[], np.ndarray]:
+    """Project by bergson's index of whole gradients, which has one dense matrix a module."""
+    from bergson import GradientProcessor, IndexConfig, collect_gradients, load_gradients
+    from datasets import Dataset
+
+    # It looks for modules below the base model.
+    layers = {name.rpartition(".")[0].removeprefix("model.") for name in task["parameters"]}
+    rows = task["tokens"].tolist()
+    data = Dataset.from_dict({"input_ids": rows, "length": [len(row) for row in rows]})
+    order = list(range(len(rows)))
+    batches = [order[n : n + task["batch_size"]] for n in range(0, len(rows), task["batch_size"])]
+
+    def project() -> np.ndarray:
+        path = folder / "bergson"
+        shutil.rmtree(f"{path}.part", ignore_errors=True)
+        settings = {"projection_dim": task["num_dims"], "projection_target": "global"}
+        processor = GradientProcessor(**settings, projection_seed=0)
+        config = IndexConfig(run_path=str(path), **settings, projection_seed=0)
+        collect_gradients(model, data, processor, config, batches=batches, target_modules=layers)
+        return np.array(load_gradients(f"{path}.part"), dtype=np.float32)
+
+    return project
+
+
 def count(model: nn.Module, names: list[str]) -> int:
     """Return the number of entries of some parameters."""
     return sum(value.numel() for name, value in model.named_parameters() if name in names)
 
 
-PEERS = {"traker": traker, "dattri": dattri}
+PEERS = {"traker": traker, "dattri": dattri, "bergson": bergson}
 
 if __name__ == "__main__":
     main()
