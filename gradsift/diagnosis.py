@@ -33,6 +33,7 @@ NOW = "this one"  # among the states of training
 NUM_DIRECTIONS = 3  # whose ends are shown
 NUM_COMPARED = 10  # directions that states of training are compared by
 NUM_COLUMNS = 8  # groups beside each other
+NUM_LAYERS = 120  # most layers of a table
 
 
 def diagnose(
@@ -120,14 +121,18 @@ def _layers(found: list[Coherence]) -> Iterator[Section]:
     """Yield a section on the agreement of each layer, where layers are apart."""
     if not found:
         return
-    layers = list(dict.fromkeys(one.layer for one in found))[:NUM_GROUPS]
-    groups = list(dict.fromkeys(one.group for one in found))[: NUM_COLUMNS + 1]
+    layers = list(dict.fromkeys(one.layer for one in found))
+    groups = list(dict.fromkeys(one.group for one in found))
     known = {(one.layer, one.group): as_number(one.coherence) for one in found}
+    columns = groups[: NUM_COLUMNS + 1]
+    hidden = [f"{len(layers) - NUM_LAYERS} layers"] if len(layers) > NUM_LAYERS else []
+    hidden += [f"{len(groups) - len(columns)} groups"] if len(groups) > len(columns) else []
     yield Section(
         "In which layers do gradients agree?",
-        "The coherence of each layer by itself, of all examples and of each group.",
-        ("layer", *groups),
-        [[layer, *(known[layer, group] for group in groups)] for layer in layers],
+        "The coherence of each layer by itself, of all examples and of each group."
+        + (f" {' and '.join(hidden)} are not shown." if hidden else ""),
+        ("layer", *columns),
+        [[layer, *(known[layer, group] for group in columns)] for layer in layers[:NUM_LAYERS]],
     )
 
 

@@ -153,6 +153,17 @@ def test_a_report_compares_layers_and_states_of_training(
         write_report(scores, earlier={"early": store})
 
 
+def test_layers_and_groups_that_are_not_shown_are_counted(
+    pictures: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, data = pictures
+    for name in ("NUM_LAYERS", "NUM_COLUMNS"):
+        monkeypatch.setattr(f"gradsift.diagnosis.{name}", 1)
+    layers = {str(place): slice(place, place + 1) for place in range(4)}
+    text = write_report(store, data=data, layers=layers).read_text()
+    assert "3 layers and 1 groups are not shown." in text
+
+
 def test_groups_are_compared_by_any_column(pictures: tuple[Path, Path]) -> None:
     store, data = pictures
     assert "Groups are values of label." in write_report(store, data=data).read_text()
