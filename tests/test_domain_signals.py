@@ -40,6 +40,7 @@ from selection import (
     mean_norm_alignments,
     source_centers,
 )
+from selection.mixtures.in_batch import tokens_of
 
 FLOAT64 = 1e-9  # sums of a few hundred products in float64
 FLOAT32 = 1e-6  # products of the training batch are kept in float32
@@ -220,6 +221,25 @@ def test_a_domain_is_scaled_to_its_own_tokens_whatever_its_share_of_the_batch() 
         with mixture.watching():
             signals.append(step_in_batch(mixture, batch, places))
     np.testing.assert_allclose(signals[1], signals[0], rtol=FLOAT32)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"labels": [[1, 2, 3], [-100, 4, -100]]}, [2, 1]),
+        ({"labels": [0, 1], "attention_mask": [[1, 1, 1], [1, 0, 0]]}, [1, 1]),
+        ({"labels": [[0.5], [1.5]]}, [1, 1]),
+        ({"labels": [[0.0, 1.0], [1.0, 0.0]]}, [1, 1]),
+        ({"attention_mask": [[1, 1, 1], [1, 1, 0]]}, [2, 1]),
+        ({"inputs": [[1.0], [2.0]]}, [1, 1]),
+    ],
+    ids=["tokens", "classes", "numbers", "several numbers", "no labels", "no tokens"],
+)
+def test_tokens_are_counted_where_the_loss_is_a_mean_over_tokens(
+    given: dict[str, Any], expected: list[int]
+) -> None:
+    arguments = {name: torch.tensor(values) for name, values in given.items()}
+    assert tokens_of((), arguments).tolist() == expected
 
 
 def test_a_domain_that_no_batch_held_keeps_its_weight() -> None:

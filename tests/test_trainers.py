@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from projections import StoreMismatchError
+from projections import StoreMismatchError, Task
 from selection import (
     ODM,
     FixedMixture,
+    InBatchDGA,
     LossReweighter,
+    MirrorDescent,
     MixtureDraws,
     MixtureStream,
     Reweighting,
@@ -385,6 +387,46 @@ def test_a_stream_in_the_trainer_goes_on_where_it_was_stopped(tmp_path: Path, wo
     found, second = train(tmp_path / "parts", 8, True)
     assert first + second == rows
     assert torch.equal(found, expected)
+
+
+class Squares(Task):
+    """What the loss of a `Regressor` means for one example."""
+
+    def losses(self, batch: Any) -> Tensor:
+        return (self.model(batch["inputs"])["logits"] - batch["labels"]).square().sum(1)
+
+
+def test_alignments_of_the_training_batch_go_on_from_a_checkpoint(tmp_path: Path) -> None:
+    def train(folder: Path, steps: int, resume: bool) -> tuple[Tensor, np.ndarray]:
+        model, names = Regressor(dropout=0.2), ("a", "b", "c")
+        rule = MirrorDescent(step_size=1.0, average=0.5, floor=0.05)
+        settings = {"every": 3, "batch_size": 2, "rule": rule, "loss_factor": 0.5, "seed": 0}
+        mixture = InBatchDGA(Squares(model), names, Seen().rows[:4], **settings)
+        draws = MixtureDraws(mixture, names * 8, batch_size=8, seed=3, lag=2)
+        trainer = Drawn(
+            model=model,
+            args=arguments(
+                folder,
+                gradient_accumulation_steps=2,
+                max_steps=steps,
+                save_strategy="steps",
+                save_steps=4,
+                ignore_data_skip=True,
+            ),
+            train_dataset=Seen(),
+            draws=draws,
+            mixture=mixture,
+        )
+        with mixture.watching():
+            trainer.train(resume_from_checkpoint=resume)
+        return parameters(trainer), mixture.history.columns["weights"]
+
+    expected, path = train(tmp_path / "whole", 8, False)
+    train(tmp_path / "parts", 4, False)  # one step after a move
+    found, again = train(tmp_path / "parts", 8, True)
+    assert torch.equal(found, expected)
+    assert len(path) == 3 and np.ptp(path[-1]) > 1e-3
+    np.testing.assert_array_equal(again, path)
 
 
 def test_a_checkpoint_without_the_states_is_refused(tmp_path: Path) -> None:

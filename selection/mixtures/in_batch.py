@@ -216,10 +216,16 @@ class InBatchDGA(RecordedMixture):
 
 
 def tokens_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Float[Tensor, " n"]:
-    """Return how many tokens of each example count in a forward's loss; 1 where unknown."""
+    """Return how many tokens of each example count in a forward's loss; 1 where unknown.
+
+    Labels that are one a position, whole numbers in rows, are those of tokens. Where there are
+    others, the loss is a mean over examples, whatever their lengths.
+    """
     labels, mask = kwargs.get("labels"), kwargs.get("attention_mask")
-    if isinstance(labels, Tensor) and labels.dim() == 2:
-        return (labels[:, 1:] != IGNORED).sum(1).float()
+    if isinstance(labels, Tensor):
+        if labels.dim() == 2 and labels.shape[1] > 1 and not labels.is_floating_point():
+            return (labels[:, 1:] != IGNORED).sum(1).float()
+        return torch.ones(len(labels), device=labels.device)
     if isinstance(mask, Tensor) and mask.dim() == 2:
         return (mask.sum(1) - 1).clamp(min=1).float()
     first = next(v for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
