@@ -2,7 +2,7 @@
 
 import gzip
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,15 +39,7 @@ def read_domains(
     texts = _generated() if folder is None else _read(folder, length * max(num_train, 64) * 8)
     train = {name: part[: -max(len(part) // 10, 1)] for name, part in texts.items()}
     held = {name: part[-max(len(part) // 10, 1) :] for name, part in texts.items()}
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator((text for part in train.values() for text in part), trainer)
+    tokenizer = byte_pairs((text for part in train.values() for text in part), vocabulary)
 
     def cut(part: Sequence[str], count: int) -> Tensor:
         ids = [token for text in part for token in tokenizer.encode(text).ids]
@@ -60,14 +52,34 @@ def read_domains(
     )
 
 
+def byte_pairs(texts: Iterable[str], vocabulary: int) -> Tokenizer:
+    """Return a byte-level BPE tokenizer that was fitted to texts."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
 def small_llama(
-    vocabulary: int, length: int, *, width: int, layers: int, seed: int
+    vocabulary: int,
+    length: int,
+    *,
+    width: int,
+    layers: int,
+    seed: int,
+    inner_width: int | None = None,
 ) -> LlamaForCausalLM:
-    """Return an untrained model."""
+    """Return an untrained model; ``inner_width`` is that of its MLPs, 11/4 of ``width``."""
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=width,
-        intermediate_size=width * 11 // 4,
+        intermediate_size=inner_width or width * 11 // 4,
         num_hidden_layers=layers,
         num_attention_heads=4,
         max_position_embeddings=length,

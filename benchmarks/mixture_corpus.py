@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from domain_texts import byte_pairs, small_llama
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.preprocessing import normalize
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from projections import Embeddings, read_dataset
 from selection import Centers, KMeans, cluster_centers
@@ -86,7 +87,7 @@ def build_corpus(
     """
     held = {name: texts[:150] for name, texts in sources.items()}
     generic = [text for texts in sources.values() for text in texts[150 : 150 + num_generic]]
-    encoder = train_tokenizer(generic)
+    encoder = byte_pairs([text[:2000] for text in generic[::2]], VOCABULARY)
     shown = [text for text in held[target] if passages(encoder, [text], length)][:num_target]
     words = TfidfVectorizer(max_features=20_000, sublinear_tf=True).fit(generic)
     rows = words.transform(generic)
@@ -112,18 +113,6 @@ def build_corpus(
     )
 
 
-def train_tokenizer(texts: Sequence[str]) -> Tokenizer:
-    """Return a byte-level BPE tokenizer."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator([text[:2000] for text in texts[::2]], trainer)
-    return tokenizer
-
-
 def passages(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> list[Row]:
     """Cut documents into passages; what is shorter than one is left out."""
     rows = []
@@ -136,19 +125,8 @@ def passages(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> list[Ro
 
 def build_model(*, width: int, depth: int, seed: int, length: int = LENGTH) -> LlamaForCausalLM:
     """Return an untrained model."""
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=width,
-        intermediate_size=width * 5 // 2,
-        num_hidden_layers=depth,
-        num_attention_heads=4,
-        max_position_embeddings=length,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    torch.manual_seed(seed)
-    return LlamaForCausalLM(config)
+    inner = width * 5 // 2
+    return small_llama(VOCABULARY, length, width=width, layers=depth, seed=seed, inner_width=inner)
 
 
 def stack(rows: Sequence[Row]) -> Tensor:
