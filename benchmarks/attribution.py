@@ -20,12 +20,14 @@ from tempfile import TemporaryDirectory
 
 from attribution_bench import Bench
 from attribution_methods import METHODS
-from attribution_references import check_evaluator, classes_of_tasks
+from attribution_references import check_evaluator
 from attribution_setups import SETUPS, Setup
 from attribution_tables import noise_part, retrained_part, shortcut_part
+from attribution_tasks import classes_of_tasks
 from attribution_trained import Trained
 from measuring import options, parse, publish
 
+FINDINGS = Path(__file__).with_name("attribution_findings.md")
 IMAGES = {"mnist_lr", "mnist_mlp", "mnist_lr_noise", "mnist_mlp_noise", "mnist_shortcut"}
 ONLY = {  # where methods are run that take hours, or that need texts, labels or a linear model
     "BM25": {"trec_weak", "lm_domains"},
@@ -76,9 +78,11 @@ class Wanted:
         """Return a set-up at the size that was asked for."""
         setup = SETUPS[name](self.data)
         setup = setup.small() if self.tiny else setup
-        if self.seeds is None:
-            return setup
-        return replace(setup, seeds=tuple(range(101, 101 + self.seeds)))
+        if self.seeds is not None:
+            setup = replace(setup, seeds=tuple(range(101, 101 + self.seeds)))
+        if self.only_kept and self.kept is not None:
+            setup = setup.with_kept_seeds(self.kept)
+        return setup
 
 
 def report(name: str, wanted: Wanted) -> Iterator[str]:
@@ -130,7 +134,8 @@ def main() -> None:
             )
         else:
             parts += report(name, wanted)
-    publish("Attribution against retraining", parts, chosen.out)
+    said = [] if wanted.tiny else [FINDINGS.read_text().rstrip()]
+    publish("Attribution against retraining", [*said, *parts], chosen.out)
 
 
 if __name__ == "__main__":

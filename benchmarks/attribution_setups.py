@@ -129,6 +129,17 @@ class Setup:
         digits = fingerprint(self.trainer, masks, queries)
         return kept / self.name / f"{name}-{digits}-{code_behind(*RETRAINING)}"
 
+    def with_kept_seeds(self, kept: Path) -> "Setup":
+        """Return the set-up with those seeds of which all halves are kept; one at the least."""
+        if self.own_losses is not None or not self.num_subsets:
+            return self
+        masks = random_subsets(self.num_examples, self.num_subsets, seed=123)
+        folder = self.retrained_folder(kept, "halves", masks, self.queries)
+        assert folder is not None
+        count = len(self.trainer.groups(masks))
+        there = [s for s in self.seeds if len([*folder.glob(f"seed-{s}-group-*.npz")]) == count]
+        return replace(self, seeds=tuple(there) or self.seeds[:1])
+
     def small(self) -> "Setup":
         """Return the set-up at a size at which its numbers mean nothing."""
         recipe = replace(self.trainer.recipe, epochs=1, batch_size=8)
