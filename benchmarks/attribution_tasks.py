@@ -36,6 +36,7 @@ from projections import SJLT, CausalLM, PassSettings
 READING = PassSettings(batch_size=128, max_tokens=8192)
 TASKS = ("grammars", "math_with_reason", "math_without_reason")
 EPOCHS = 2
+WITHOUT_MODEL = ("TF-IDF", "BM25")
 METHODS: dict[str, Callable[[CausalLM], Any]] = {
     "TF-IDF": lambda task: TFIDF(),
     "BM25": lambda task: BM25(),
@@ -84,9 +85,10 @@ class LanguageTask:
             return json.loads(path.read_text())
         if only_kept:
             return None
-        settings, began = METHODS[method](self.task), time.process_time()
-        fitted = settings.fit(self.task, self.rows, settings=READING)
-        scores = fitted.scores(self.task, self.asked, self.rows).values
+        task: Any = None if method in WITHOUT_MODEL else self.task
+        settings, began = METHODS[method](task), time.process_time()
+        fitted = settings.fit(task, self.rows, settings=READING)
+        scores = fitted.scores(task, self.asked, self.rows).values
         seconds = time.process_time() - began
         area = subset_detection(scores, self.members)
         found = [str(area), str(recall_of_members(scores, self.members)), f"{seconds:.1f}"]
