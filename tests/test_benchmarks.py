@@ -1,5 +1,6 @@
 """Every benchmark runs, at a size at which its numbers mean nothing."""
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -46,3 +47,14 @@ def test_a_benchmark_prints_a_report_and_writes_it(name: str, tmp_path: Path) ->
     assert done.stdout.strip() == out.read_text().strip()
     assert f"`python benchmarks/{name}.py --quick --threads 1`" in done.stdout
     assert "| --- |" in done.stdout
+
+
+@pytest.mark.slow
+def test_mnist_is_served_in_the_order_of_the_hashes_of_its_places() -> None:
+    program = "from pruning_consistency import served_order as o; print(o(50).tolist())"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=FOLDER, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    hashes = [int(hashlib.md5(b"train" + str(i).encode()).hexdigest(), 16) for i in range(50)]
+    assert str(sorted(range(50), key=hashes.__getitem__)) in done.stdout
