@@ -36,7 +36,10 @@ def run(folder: str, start: int, end: int) -> tuple[torch.Tensor, list[int]]:
         accelerator.load_state(f"{folder}/half")
     # The sampler is made after the state is loaded, since it begins where the draws stand.
     sampler = DrawSampler(draws, num_batches=STEPS)
-    loader = accelerator.prepare(DataLoader(data, sampler=sampler, batch_size=BATCH))
+    # Numbers of its own, so that starting it leaves those of dropout alone.
+    own = torch.Generator()
+    loader = DataLoader(data, sampler=sampler, batch_size=BATCH, generator=own)
+    loader = accelerator.prepare(loader)
 
     seen: list[int] = []
     for step, (batch, target, rows) in enumerate(loader, start=start):
