@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, distributed, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
 
 from projections import CausalLM
 from selection import DGA, ODM, DoGE, DoReMi, InBatchDGA, MirrorDescent
@@ -51,6 +53,7 @@ def moved(name: str, share: slice) -> Any:
         "odm": lambda: ODM(NAMES),
         "doremi": lambda: DoReMi(task, make_task(1), NAMES, rule=rule),
     }[name]()
+    model = DistributedDataParallel(task.model) if distributed.is_initialized() else task.model
     for step in range(MOVES):
         places = np.array([0, 1, 2, 1, 0, 2, 2, 0])[share]
         rows = texts(8, 20 + step)[share]
@@ -59,8 +62,10 @@ def moved(name: str, share: slice) -> Any:
             mixture.loss(step, batch, places)
         elif name == "in batch":
             with mixture.watching():
-                task.losses(batch).sum().div(len(rows) * (LENGTH - 1)).backward()
+                logits = model(batch["input_ids"])[:, :-1].flatten(0, 1)
+                cross_entropy(logits, batch["input_ids"][:, 1:].flatten()).backward()
                 mixture.update(step, domains=places)
+                mixture.state_dict()  # the next forward takes the target's gradient anew
         else:
             losses = task.losses(batch).detach().numpy() / (LENGTH - 1)
             mixture.update(step, domains=places, losses=losses)
