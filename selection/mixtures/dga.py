@@ -28,7 +28,7 @@ class DGA(RecordedMixture):
     the mixture whose next step lowers the target's loss most. With batches of :math:`b` rows
     beside a training batch of :math:`B`, it costs :math:`(m + 1) b / (T B)` of a step, and the
     memory of one gradient: 13 % for 12 domains with ``b = B`` and ``T = 100``, 3 % with a quarter
-    of that. The noise of small batches averages out over moves, which ``average`` is for.
+    of that. Small batches are noisy; averaging over moves takes most of that away.
 
     Differences from the paper: logarithms are kept, with a floor; alignments are cosines
     unless asked otherwise, since the unit of the plain ones drifts over training.
