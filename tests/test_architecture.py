@@ -311,6 +311,7 @@ gradsift.explain            all that is known of one example
 gradsift.terminal           the demo's tables on a terminal
 gradsift.spreading          a model spread over the ranks of a launcher
 gradsift.models             models and tasks from a folder
+gradsift.clusters           Ray clusters, and data that they read
 gradsift.machines           how fast a machine computes what plans count
 gradsift.projecting         projections by name, and Adam's state from a file
 gradsift.attribution        methods of attribution by name

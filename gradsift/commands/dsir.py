@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from gradsift.clusters import read_on_ray
 from gradsift.commands.options import config_beside, write_config
 from projections import DataError, TextColumns, Texts, read_dataset, write_json
 from selection import (
@@ -95,6 +96,10 @@ class Dsir:
     workers: int = 1
     """Threads that read, count and weigh. No result depends on it."""
 
+    ray: str | None = None
+    """Address of a Ray cluster that counts and weighs, such as auto, or local for one on this
+    machine. Its machines must reach the raw files, whose rows must have ids."""
+
     rejected: Path | None = None
     """File for id and reason of every row that was not chosen; weighs all rows again."""
 
@@ -104,13 +109,15 @@ class Dsir:
     def run(self) -> Iterator[str]:
         """Fit, draw, and write the chosen rows with their weights beside them."""
         columns = TextColumns(text=self.text_column, id=self.id_column, domain=self.domain_column)
-        raw = open_texts(self.raw, columns)
-        work = self.out.with_name(self.out.name + ".work")
+        raw = self._raw(columns)
+        work = None if self.ray else self.out.with_name(self.out.name + ".work")
         check_format(self.out)
         self._draw()
         fitted = self._settings().fit(raw, self._targets(), num_workers=self.workers, path=work)
         chosen = self._select(fitted, raw, work)
-        write_chosen(chosen, raw, self.out, chunk_tokens=self.chunk_tokens)
+        # A cluster may hand files on in another order, which only the order of writing follows.
+        files = raw if self.ray is None else open_texts(self.raw, columns)
+        write_chosen(chosen, files, self.out, chunk_tokens=self.chunk_tokens)
         table = self.out.with_name(self.out.name + ".selection.parquet")
         chosen.save(table)
         fitted.save(self.out.with_name(self.out.name + ".dsir.npz"))
@@ -124,7 +131,14 @@ class Dsir:
             write_json(self.out.with_name(self.out.name + ".report.json"), dict(found.facts))
             yield from found.lines()
         yield f"weights and provenance: {table}"
-        shutil.rmtree(work, ignore_errors=True)
+        if work is not None:
+            shutil.rmtree(work, ignore_errors=True)
+
+    def _raw(self, columns: TextColumns) -> Texts:
+        """Return what is chosen from, read by this process or by a cluster."""
+        if self.ray is None:
+            return open_texts(self.raw, columns)
+        return Texts(read_on_ray(self.raw, self.ray), columns)
 
     def _settings(self) -> DSIR:
         """Return the method."""
@@ -147,7 +161,7 @@ class Dsir:
             return open_texts(self.target, columns)
         return {name: open_texts((name,), columns) for name in self.target}
 
-    def _select(self, fitted: FittedDSIR, raw: Texts, work: Path) -> Selection:
+    def _select(self, fitted: FittedDSIR, raw: Texts, work: Path | None) -> Selection:
         """Draw rows."""
         draw = self._draw()
         return fitted.select(

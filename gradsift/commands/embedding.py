@@ -4,7 +4,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +12,10 @@ from typing import Any, Literal
 import numpy as np
 import transformers
 
+from gradsift.clusters import dataset_on_ray, join_cluster
 from gradsift.models import pick_device
 from projections import (
+    ON_RAY,
     ColumnEncoder,
     DataError,
     Embeddings,
@@ -60,6 +62,10 @@ class EmbeddingSource:
     device: str = "auto"
     """Where models compute; "auto" takes a GPU if there is one."""
 
+    ray: str | None = None
+    """Address of a Ray cluster that encodes and compares rows, such as auto, or local for one on
+    this machine. The choice is the same."""
+
     cache: Path | None = None
     """Folder that keeps the embeddings for later runs; else they go when the run has ended."""
 
@@ -102,9 +108,15 @@ def embed_all(
         raise ValueError(
             f"`--embeddings` must be given with `--encoder {source.encoder}`, and says which."
         )
+    if source.ray is not None and source.cache is not None:
+        raise ValueError("`--cache` must be left out with `--ray`, which keeps no shards.")
     if source.encoder in ("npy", "store"):
-        return [_read(source, corpus) for corpus in corpora]
+        found = [_read(source, corpus) for corpus in corpora]
+        return found if source.ray is None else _by_cluster(found, source.ray)
     encoder = _encoder(source, corpora, seed)
+    if source.ray is not None:
+        given = [dataset_on_ray(corpus.data, source.ray) for corpus in corpora]
+        return [embed(data, encoder, batch_size=source.batch_size) for data in given]
     key = sha256(json.dumps(describe(encoder), sort_keys=True).encode()).hexdigest()[:8]
     folder = source.cache or work_folder(out)
     return [
@@ -116,6 +128,12 @@ def embed_all(
         )
         for corpus in corpora
     ]
+
+
+def _by_cluster(found: list[Embeddings], address: str) -> list[Embeddings]:
+    """Return embeddings that a cluster compares."""
+    join_cluster(address)
+    return [replace(one, workers=ON_RAY) for one in found]
 
 
 def work_folder(out: Path) -> Path:
