@@ -25,6 +25,7 @@ from measuring import options, parse, publish, table
 from projections import Embeddings
 from selection import (
     GIO,
+    Clusters,
     DataShare,
     FacilityLocation,
     KCenter,
@@ -39,13 +40,13 @@ PARTS = ("gio", "facility", "million")
 DIMS, LARGE_DIMS = 384, 64
 PUBLISHED_PICKS = 101  # of a run with the package's defaults, if it does not stop before
 STEPS = (150, 50)  # of gradient descent, for the first pick and for each further one
-SPARK_ROUNDS = 20
+LLOYD = 20  # rounds over all rows that ours are compared with
 
 
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--peer-clusters", type=int, default=200, help="of its timed k-means")
+    parser.add_argument("--peer-clusters", type=int, default=1_500, help="of its timed k-means")
     parser.add_argument("--peer-rows", type=int, default=8_000, help="likewise")
     parser.add_argument("--peer-python", type=Path, help="interpreter with the peers")
     chosen = parse(parser)
@@ -132,32 +133,42 @@ def compare_gio(chosen: argparse.Namespace) -> list[str]:
         [f"ours, {name}", "all of it", *taken.cells(), "1", *taken.cells(), "", ""]
         for name, taken in seconds.items()
     ]
+    quantize = KMeans(num_clusters=num_centroids, seed=0)
+    centroids, quantized = timed(
+        lambda: [quantize.fit(Embeddings(some)) for some in (rows, target)]
+    )
+    begun = UniformStart().points(DIMS, 0).astype(np.float32)
+    ranking: Any = GIO(
+        estimate="published", count="centroids", num_centroids=None, stop=DataShare(1), seed=0
+    )
+    points = [one.centroids for one in centroids]
+    _, ranked = timed(lambda: ranking.fit(*points, initial=begun))
+    for name, taken in (("k-means", quantized), ("published, from centroids", ranked)):
+        cells = taken.cells(2)
+        lines.append([f"ours, {name}", "all of it", *cells, "1", *cells, "", ""])
     notes = [
         f"GIO: {num_rows:,} candidates and {num_target:,} targets of {DIMS} dimensions, "
         f"{num_centroids:,} centroids of each. Ours ranks all rows; the package makes "
         f"{PUBLISHED_PICKS} picks, as by default."
     ]
+    notes.append(quality(rows, centroids[0]))
     num_small, clusters, few, picks = chosen.peer_sizes
-    quantized = ask(chosen, "quantize", clusters, rows=rows[:num_small])
-    if quantized is not None:
-        centroids = [
-            KMeans(num_clusters=num_centroids, seed=0).fit(Embeddings(some)).centroids
-            for some in (rows, target)
-        ]
-        start = UniformStart().points(DIMS, 0).astype(np.float32)
-        once = ask(chosen, "fit", 1, rows=centroids[0], target=centroids[1], start=start)
-        lines += peer_lines(chosen, quantized, once, seconds["published"])
-        several = ask(chosen, "fit", picks, rows=rows[:few], target=target[:few], start=start)
-        notes.append(parity(rows[:few], target[:few], start, several))
+    theirs = ask(chosen, "quantize", clusters, rows=rows[:num_small])
+    if theirs is not None:
+        once = ask(chosen, "fit", 1, rows=points[0], target=points[1], start=begun)
+        lines += peer_lines(chosen, theirs, once, (quantized, ranked, seconds["published"]))
+        notes.append(small_quality(rows[:num_small], clusters, theirs))
+        several = ask(chosen, "fit", picks, rows=rows[:few], target=target[:few], start=begun)
+        notes.append(parity(rows[:few], target[:few], begun, several))
     head = ["", "timed", "seconds", "CPU s", "factor", "s in all", "CPU s in all"]
-    head += ["times ours, published", "of CPU"]
+    head += ["times ours at this", "of CPU"]
     return [notes[0], table(head, lines), *notes[1:]]
 
 
 def peer_lines(
-    chosen: argparse.Namespace, quantized: Any, once: Any, ours: Spent
+    chosen: argparse.Namespace, quantized: Any, once: Any, ours: tuple[Spent, Spent, Spent]
 ) -> list[list[str]]:
-    """Return the lines of grad-info-opt, each stage timed in part."""
+    """Return the lines of grad-info-opt, each stage timed in part and held against ours."""
     num_rows, num_target, num_centroids, *_ = chosen.sizes
     clusters, (fewer, more) = chosen.peer_sizes[1], quantized["sizes"]
     # What remains when the smaller run is taken away is work that grows, without overhead.
@@ -171,13 +182,35 @@ def peer_lines(
         ("greedy descent", f"{done} of {steps} steps", walked, steps / done),
     ]
     lines, total = [], Spent(0, 0)
-    for name, part, taken, times in stages:
+    for (name, part, taken, times), own in zip(stages, ours, strict=False):
         whole = taken.times(times)
         total = total.plus(whole)
-        cells = [*taken.cells(), f"{times:.1f}", *whole.cells(0), *whole.over(ours)]
+        cells = [*taken.cells(), f"{times:.1f}", *whole.cells(0), *whole.over(own)]
         lines.append([f"grad-info-opt, {name}", part, *cells])
     empty = ["", "", "", ""]
-    return [*lines, ["grad-info-opt", *empty, *total.cells(0), *total.over(ours)]]
+    return [*lines, ["grad-info-opt", *empty, *total.cells(0), *total.over(ours[2])]]
+
+
+def quality(rows: np.ndarray, ours: Clusters) -> str:
+    """Say how near rows are to their centroids, beside k-means over all rows."""
+    full = faiss.Kmeans(
+        rows.shape[1], len(ours), niter=LLOYD, seed=0, max_points_per_centroid=len(rows)
+    )
+    _, taken = timed(lambda: full.train(rows))
+    theirs = float(full.index.search(rows, 1)[0].mean())
+    return (
+        f"Mean squared distance of a row to its centroid: ours {ours.distances.mean():.4f}, "
+        f"{LLOYD} rounds of FAISS over all rows {theirs:.4f} ({taken.cpu:.1f} s of the processor)."
+    )
+
+
+def small_quality(few: np.ndarray, clusters: int, theirs: Any) -> str:
+    """Say the same of the rows that Spark clustered."""
+    ours = KMeans(num_clusters=clusters, seed=0).fit(Embeddings(few)).distances.mean()
+    return (
+        f"On {len(few):,} rows with {clusters:,} clusters: ours {ours:.4f}, Spark "
+        f"{theirs['cost']:.4f} after {theirs['rounds']} rounds."
+    )
 
 
 def parity(rows: np.ndarray, target: np.ndarray, start: np.ndarray, theirs: Any) -> str:

@@ -58,7 +58,10 @@ def cpu_seconds() -> float:
 
 
 def quantize(arrays: Any, chosen: argparse.Namespace) -> dict[str, Any]:
-    """Time k-means on half of the rows and on all of them; starting Spark is not counted."""
+    """Time k-means on half of the rows and on all of them; starting Spark is not counted.
+
+    The last run's rounds and mean squared distance to a centroid come with it.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -75,11 +78,13 @@ def quantize(arrays: Any, chosen: argparse.Namespace) -> dict[str, Any]:
             frame.count()
             began, spent = perf_counter(), cpu_seconds()
             # The first run only warms up the virtual machine, and has few clusters.
-            _, labelled = package._return_kmeans(frame, chosen.count if number else 8, 234)
+            model, labelled = package._return_kmeans(frame, chosen.count if number else 8, 234)
             labelled.select("prediction").toPandas()
             seconds.append(perf_counter() - began)
             processor.append(cpu_seconds() - spent)
-    return {"sizes": sizes[1:], "seconds": seconds[1:], "cpu": processor[1:]}
+            rounds, cost = model.summary.numIter, model.summary.trainingCost / size
+    times = {"sizes": sizes[1:], "seconds": seconds[1:], "cpu": processor[1:]}
+    return {**times, "rounds": rounds, "cost": cost}
 
 
 def fit(arrays: Any, chosen: argparse.Namespace) -> dict[str, Any]:

@@ -17,6 +17,11 @@ START, END = (
     "<!-- end of reading order -->",
 )
 
+EXIT_CODES = """\
+Every command exits with 0 when all is well, with 1 after an error, which is one sentence on
+stderr, with 2 where the command line itself is wrong, and with 130 when it was interrupted; the
+same command then goes on. Results go to files and a summary to stdout."""
+
 
 def command_help() -> str:
     """Return the help of every command, as it is shown at 80 columns."""
@@ -24,7 +29,7 @@ def command_help() -> str:
     from gradsift.cli import parse
     from gradsift.commands import COMMANDS
 
-    parts = ["# The commands", "", "Written by `make docs`.", ""]
+    parts = ["# The commands", "", "Written by `make docs`.", "", EXIT_CODES, ""]
     for arguments in ([], *([name] for name in COMMANDS)):
         text = io.StringIO()
         with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):

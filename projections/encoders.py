@@ -63,13 +63,16 @@ class SentenceEncoder:
     Args:
         model: A loaded ``SentenceTransformer``, or the name or folder of one.
         text_column: Name of the column with the text.
+        device: Where one that is loaded by name computes; where there is a GPU unless given.
 
     Raises:
         ImportError: A name is given and the package is not installed.
+        DataError: There is no such model.
     """
 
     model: Any
     text_column: str = "text"
+    device: str | None = None
 
     def __call__(self, rows: Sequence[Any]) -> Float[np.ndarray, "n d"]:
         """Return the vectors."""
@@ -84,7 +87,13 @@ class SentenceEncoder:
         if not isinstance(self.model, str):
             return self.model
         sentences = require("sentence_transformers", INSTALL_SENTENCES)
-        return sentences.SentenceTransformer(self.model)
+        try:
+            return sentences.SentenceTransformer(self.model, device=self.device)
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"`model` must be a folder or a name of a sentence-transformers model. "
+                f"{self.model!r} cannot be loaded: {error}"
+            ) from error
 
     def describe(self) -> dict[str, Any]:
         """Return what tells this encoder from another."""

@@ -7,7 +7,13 @@ do; processes for work in Python, which must then be picklable.
 import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import (
+    BrokenExecutor,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+)
 from typing import TypeVar
 
 from projections.checks import check_at_least
@@ -32,6 +38,9 @@ def ordered_map(
         num_workers: Number of workers; 1 works here and now.
         processes: Whether workers are processes, which start afresh, or threads.
 
+    Raises:
+        RuntimeError: A process died, or could not import the function.
+
     Example:
         >>> list(ordered_map(abs, [-1, 2, -3], num_workers=2))
         [1, 2, 3]
@@ -49,6 +58,12 @@ def ordered_map(
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
+        except BrokenExecutor as error:
+            raise RuntimeError(
+                "every worker process must live to the end. One was killed, perhaps for memory, or "
+                "could not import what it was sent: functions must be in a module, and a script "
+                "must start its work under `if __name__ == '__main__':`."
+            ) from error
         finally:
             for future in waiting:
                 future.cancel()

@@ -7,6 +7,7 @@ number of the line.
 import gzip
 import json
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,17 @@ def without_compression(path: Path) -> str:
 
 
 def pieces(path: Path) -> Iterator[bytes]:
-    """Yield the content of a plain or compressed file in pieces of any length."""
+    """Yield the content of a plain or compressed file in pieces of any length.
+
+    The mark of UTF-8 that some programs write before a text is no part of it.
+    """
+    found = _all_pieces(path)
+    yield next(found, b"").removeprefix(BOM_UTF8)
+    yield from found
+
+
+def _all_pieces(path: Path) -> Iterator[bytes]:
+    """Yield every byte."""
     with path.open("rb") as raw:
         if path.suffix == ".gz":
             with gzip.GzipFile(fileobj=raw) as stream:

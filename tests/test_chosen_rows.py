@@ -2,16 +2,30 @@
 
 import gzip
 import json
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 from test_dsir import FITTED, RAW, TARGET, fit, write
+from torch.utils.data import DataLoader
 
 from gradsift.cli import main
 from projections import DataError, TextColumns, Texts, read_dataset
-from selection import DrawReport, Selection, report_draw, row_writer, write_chosen
+from selection import (
+    DrawBatchSampler,
+    DrawReport,
+    Selection,
+    SelectionDraws,
+    report_draw,
+    row_writer,
+    write_chosen,
+)
 from selection.dsir.report import kl_divergence
 
 CHOSEN = FITTED.select(RAW, num_selected=40)
@@ -209,3 +223,80 @@ def test_the_command_says_when_there_is_not_enough(
     shown = capsys.readouterr().out
     assert "rows have fewer than 5 tokens" in shown
     assert "there was not enough for the 1,000,000,000 that were asked for" in shown
+
+
+def test_what_was_written_before_is_not_lost_by_a_run_that_fails(
+    files: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*files, "--num", 40) == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("out.jsonl*")}
+    last = tmp_path / "raw1.jsonl.gz"
+    last.write_bytes(last.read_bytes()[:-40])
+    assert run(*files, "--num", 60) == 1
+    assert "raw1.jsonl.gz must be a whole compressed file" in capsys.readouterr().err
+    for name, content in before.items():
+        assert (tmp_path / name).read_bytes() == content
+
+
+def test_an_interrupted_command_says_how_to_go_on(
+    files: list[Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gradsift.commands.dsir.write_chosen", interrupt)
+    assert run(*files, "--num", 40) == 130
+    assert "interrupted; run the same command to go on" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        run("dsir", "--nonsense")
+
+
+KILLED = """
+import os, signal, sys
+import projections.texts, selection.dsir.passes as passes
+from gradsift.cli import main
+
+projections.texts.BLOCK_BYTES, passes.SAVE_EVERY, left = 5_000, 0.0, [int(sys.argv[1])]
+save = passes.FolderCheckpoint.save
+
+def save_and_die(*arguments):
+    save(*arguments)
+    left[0] -= 1
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+passes.FolderCheckpoint.save = save_and_die
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("saves", [1, 4, 8])
+def test_a_command_that_is_killed_goes_on_and_ends_with_the_same_bytes(
+    files: list[Any], tmp_path: Path, saves: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [str(word) for word in [*files, "--num", 40]]
+    command = [sys.executable, "-c", KILLED, str(saves), *words]
+    killed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (tmp_path / "out.jsonl").exists()
+    monkeypatch.setattr("projections.texts.BLOCK_BYTES", 5_000)
+    assert run(*words) == 0
+    went_on = (tmp_path / "out.jsonl").read_bytes()
+    shutil.rmtree(tmp_path / "out.jsonl.work", ignore_errors=True)
+    assert run(*words, "--out", tmp_path / "whole.jsonl") == 0
+    assert (tmp_path / "whole.jsonl").read_bytes() == went_on
+
+
+def test_one_selection_is_applied_to_a_dataset_a_file_and_a_sampler(tmp_path: Path) -> None:
+    kept = set(CHOSEN.ids.tolist())
+    data = datasets.Dataset.from_list(RAW)
+    assert set(CHOSEN.apply(data)["id"]) == kept
+    path = write(tmp_path / "raw.jsonl", RAW)
+    write_chosen(CHOSEN, Texts(path), tmp_path / "chosen.parquet")
+    assert set(read_dataset(tmp_path / "chosen.parquet")["id"]) == kept
+    even = Selection(CHOSEN.ids, np.ones(len(CHOSEN)))
+    draws = SelectionDraws(even, data, batch_size=len(CHOSEN), seed=0)
+    loader = DataLoader(data, batch_sampler=DrawBatchSampler(draws, num_batches=1))  # pyright: ignore[reportArgumentType]
+    (batch,) = loader
+    assert set(batch["id"]) == kept

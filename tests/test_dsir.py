@@ -147,6 +147,35 @@ def test_a_tokenizer_of_ones_own_works_in_processes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.log_ratios, fitted.log_ratios)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [2, 7])
+def test_a_tokenizer_of_ones_own_gives_the_same_whatever_the_number_of_processes(
+    num_workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = DSIR(ngrams=HashedNgrams(num_buckets=500, tokenizer=halves), min_length=5, seed=0)
+    path = write(tmp_path / "raw.jsonl", RAW)
+    alone = settings.fit(path, TARGET)
+    expected = alone.select(path, num_selected=40)
+    monkeypatch.setattr("projections.texts.BLOCK_BYTES", 5000)  # some blocks for each process
+    fitted = settings.fit(path, TARGET, num_workers=num_workers)
+    np.testing.assert_array_equal(fitted.raw_counts, alone.raw_counts)
+    chosen = fitted.select(path, num_selected=40, num_workers=num_workers)
+    assert chosen.ids.tolist() == expected.ids.tolist()
+    np.testing.assert_array_equal(chosen.columns["key"], expected.columns["key"])
+
+
+def halves(text: str) -> list[str]:
+    """Split at spaces and in the middle, which no other tokenizer here does."""
+    return [part for word in text.split() for part in (word[: len(word) // 2], word)]
+
+
+def test_a_tokenizer_that_cannot_be_sent_to_processes_is_refused_before_the_work() -> None:
+    settings = DSIR(ngrams=HashedNgrams(tokenizer=lambda text: text.split()), seed=0)
+    with pytest.raises(TypeError, match=r"top of a module.*2 processes.*<lambda>.*num_workers=1"):
+        settings.fit(RAW, TARGET, num_workers=2)
+    assert len(settings.fit(RAW, TARGET, num_workers=1).log_weights(RAW)) == len(RAW)
+
+
 # The sample that the raw distribution is fitted on.
 
 
@@ -438,15 +467,16 @@ def test_a_killed_run_goes_on_and_ends_with_the_same(
     assert dict(chosen.provenance) == dict(expected.provenance)
 
 
-def test_a_line_of_megabytes_is_a_row_like_any_other(tmp_path: Path) -> None:
-    long = "w1 w2 " * 1_000_000
+@pytest.mark.parametrize("count", [10**6, pytest.param(17 * 10**6, marks=pytest.mark.slow)])
+def test_a_line_of_100_megabytes_is_a_row_like_any_other(tmp_path: Path, count: int) -> None:
+    long = "w1 w2 " * count
     path = write(tmp_path / "raw.jsonl", [*RAW, {"id": "long", "text": long}, *TARGET])
     scores = FITTED.log_weights(path)
     where = scores.ids.tolist().index("long")
-    assert scores.columns["num_tokens"][where] == 2_000_000
+    assert scores.columns["num_tokens"][where] == 2 * count
     pair = FITTED.log_weights(["w1 w2", "w2 w1"]).columns["log_weight"]
     one = FITTED.log_weights(["w1", "w2"]).columns["log_weight"].sum()
-    expected = 1e6 * one + 1e6 * (pair[0] - one) + (1e6 - 1) * (pair[1] - one)
+    expected = count * one + count * (pair[0] - one) + (count - 1) * (pair[1] - one)
     assert scores.columns["log_weight"][where] == pytest.approx(expected)
 
 

@@ -1,5 +1,6 @@
 """Embeddings: from any encoder, in shards that survive a kill, and the encoders themselves."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_cli import config, save_tokenizer
-from transformers import AutoTokenizer, LlamaModel
+from test_cli import config, run, save_tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, BertConfig, BertModel, LlamaModel, PreTrainedTokenizerFast
 
 from projections import (
     ColumnEncoder,
@@ -23,6 +25,7 @@ from projections import (
     embed,
     uniforms,
 )
+from selection import GIO, DataShare
 
 ROWS = [{"id": f"r{row}", "v": [float(row), row**2.0]} for row in range(10)]
 COLUMN = ColumnEncoder(column="v")
@@ -178,3 +181,72 @@ def test_a_sentence_model_is_called_with_texts(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
     with pytest.raises(ImportError, match="pip install sentence-transformers"):
         SentenceEncoder(model="some-name")([{"text": "abc"}])
+
+
+WORDS = ["the", "cat", "dog", "sat", "ran", "on", "a", "mat", "far", "away"]
+
+
+@pytest.fixture(scope="module")
+def sentences(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Save a sentence model made here: a tiny encoder, its tokenizer and a pooling module."""
+    found = pytest.importorskip("sentence_transformers")
+    modules = found.sentence_transformer.modules
+    folder = tmp_path_factory.mktemp("sentences")
+    tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.WordLevelTrainer(special_tokens=["<pad>", "<unk>"], show_progress=False)
+    tokenizer.train_from_iterator([WORDS], trainer)
+    whole = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", model_max_length=16
+    )
+    whole.save_pretrained(folder / "parts")
+    settings = BertConfig(
+        vocab_size=12,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=16,
+    )
+    torch.manual_seed(0)
+    BertModel(settings).save_pretrained(folder / "parts")
+    parts = [modules.Transformer(str(folder / "parts")), modules.Pooling(16)]
+    found.SentenceTransformer(modules=parts, device="cpu").save_pretrained(str(folder / "model"))
+    return folder / "model"
+
+
+def texts_of_words(seed: int, count: int, some: slice) -> list[dict[str, str]]:
+    random = np.random.default_rng(seed)
+    return [
+        {"id": f"{seed}-{row}", "text": " ".join(random.choice(WORDS[some], 5))}
+        for row in range(count)
+    ]
+
+
+def test_gio_chooses_by_a_real_sentence_model(sentences: Path) -> None:
+    raw = [*texts_of_words(1, 20, slice(5)), *texts_of_words(2, 20, slice(5, 10))]
+    target = texts_of_words(3, 10, slice(5, 10))
+    encoder = SentenceEncoder(model=str(sentences), device="cpu")
+    rows = embed(raw, encoder, batch_size=7)
+    assert rows.rows.shape == (40, 16)
+    np.testing.assert_allclose(encoder(raw[3:4])[0], rows.rows[3], atol=1e-5)  # padding apart
+    path = GIO(num_neighbours=1, stop=DataShare(1.0), seed=0).fit(rows, embed(target, encoder))
+    chosen = path.select(num_selected=10).ids.tolist()
+    assert sum(row.startswith("2-") for row in chosen) >= 9
+
+
+def test_the_command_takes_a_real_sentence_model(
+    sentences: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [*texts_of_words(1, 20, slice(5)), *texts_of_words(2, 20, slice(5, 10))]
+    for name, some in (("raw", rows), ("target", texts_of_words(3, 10, slice(5, 10)))):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in some))
+    words = ["gio", "--raw", tmp_path / "raw.jsonl", "--target", tmp_path / "target.jsonl", "--num"]
+    words += [10, "--device", "cpu", "--encoder", "sentence-transformers", "--embeddings"]
+    assert run(*words, sentences, "--out", tmp_path / "chosen.jsonl") == 0
+    chosen = [json.loads(line) for line in (tmp_path / "chosen.jsonl").read_text().splitlines()]
+    assert sum(row["id"].startswith("2-") for row in chosen) >= 9
+    capsys.readouterr()
+    assert run(*words, tmp_path / "none", "--out", tmp_path / "other.jsonl") == 1
+    assert "must be a folder or a name of a sentence-transformers" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import json
+import os
 import random
 import re
 from collections.abc import Iterator
@@ -15,7 +16,15 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from projections import DataError, TextColumns, Texts, ordered_map, texts, write_dataset
+from projections import (
+    DataError,
+    TextColumns,
+    Texts,
+    ordered_map,
+    read_dataset,
+    texts,
+    write_dataset,
+)
 from projections.streams import line_blocks, lines
 
 ROWS: list[dict[str, Any]] = [
@@ -118,6 +127,20 @@ def test_a_broken_line_is_named(tmp_path: Path, ending: str, line: bytes, messag
         read(path)
 
 
+@pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "jsonl.zst"])
+def test_the_mark_that_some_programs_write_before_a_text_is_no_part_of_it(
+    tmp_path: Path, ending: str
+) -> None:
+    compress = {"gz": gzip.compress, "zst": zstandard.compress}.get(ending[6:], bytes)
+    path = tmp_path / f"data.{ending}"
+    path.write_bytes(compress(b"\xef\xbb\xbf" + jsonl(ROWS)))
+    assert read(path) == read(ROWS)
+    assert list(read_dataset(path)) == ROWS
+    path.write_bytes(compress(jsonl(ROWS).decode().encode("utf-16")))
+    with pytest.raises(DataError, match=rf"data\.{ending}, line 1: the text must be UTF-8"):
+        read(path)
+
+
 def test_what_json_takes_and_arrow_does_not_is_read(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_bytes(b'{"text": "x", "text": "y", "id": "a"}\n{"id": "b", "text": "z"}\n')
@@ -208,6 +231,15 @@ def test_workers_give_results_in_order_and_errors_in_their_place(num_workers: in
         for value in ordered_map(lambda n: 1 / (5 - n), range(40), num_workers=num_workers):
             found.append(value)
     assert len(found) == 5
+
+
+def dying(number: int) -> int:
+    os._exit(3)
+
+
+def test_a_worker_process_that_dies_is_said() -> None:
+    with pytest.raises(RuntimeError, match=r"worker process must live.*__main__"):
+        list(ordered_map(dying, range(2), num_workers=2, processes=True))
 
 
 def test_the_fingerprint_follows_the_files(tmp_path: Path) -> None:

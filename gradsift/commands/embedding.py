@@ -156,7 +156,9 @@ def _encoder(source: EmbeddingSource, corpora: Sequence[Corpus], seed: int) -> E
     if source.encoder == "column":
         return ColumnEncoder(column=name)
     if source.encoder == "sentence-transformers":
-        return SentenceEncoder(model=name, text_column=column)
+        return SentenceEncoder(
+            model=name, text_column=column, device=str(pick_device(source.device))
+        )
     try:
         model = transformers.AutoModel.from_pretrained(name)
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)

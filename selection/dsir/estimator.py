@@ -8,6 +8,7 @@ id of a row, and asking for more rows than there are returns all of them.
 """
 
 import json
+import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -169,6 +170,8 @@ class DSIR:
             description = {"settings": self.describe(), "data": texts.fingerprint, **(about or {})}
             checkpoint = FolderCheckpoint(Path(path) / part.replace(" ", "-"), description)
         processes = self.ngrams.tokenizer is not None
+        if processes and num_workers > 1:
+            _check_sendable(self.ngrams.tokenizer, num_workers)
         return Walk(num_workers=num_workers, processes=processes, checkpoint=checkpoint)
 
     def _count(
@@ -432,3 +435,15 @@ class Collected:
     def merge(self, other: "Collected") -> None:
         """Take the rows of others."""
         self.parts += other.parts
+
+
+def _check_sendable(tokenizer: Tokenizer | None, num_workers: int) -> None:
+    """Refuse a tokenizer that worker processes cannot be given."""
+    try:
+        pickle.dumps(tokenizer)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise TypeError(
+            f"`tokenizer` must be a function at the top of a module, or an object that can be "
+            f"pickled, to be sent to {num_workers} processes. Got {tokenizer!r}: {error}. Move it "
+            "there, or use `num_workers=1`."
+        ) from error
