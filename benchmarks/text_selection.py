@@ -21,10 +21,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from domain_texts import small_llama
+from domain_texts import byte_pairs, small_llama
 from measuring import options, parse, publish, table
 from text_selectors import METHODS, Question
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn import functional
 
@@ -105,7 +104,7 @@ def hide(domains: dict[str, list[str]], name: str, sizes: Sizes, seed: int) -> H
             picked = random.permutation(len(texts))[: sizes.others].tolist()
             raw += [{"id": f"{other}-{n}", "text": texts[n]} for n in picked]
     raw = [raw[n] for n in random.permutation(len(raw))]
-    encoder = _tokenizer([row["text"] for row in raw], sizes.vocabulary)
+    encoder = byte_pairs([row["text"] for row in raw][:4000], sizes.vocabulary)
     tokens = encoder.encode_batch([row["text"] for row in raw])
     return Hidden(
         raw,
@@ -258,18 +257,6 @@ def _spread(found: list[dict[str, float]]) -> str:
         return ""
     spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
     return f"{mean(values):.1f}{spread}"
-
-
-def _tokenizer(texts: list[str], vocabulary: int) -> Tokenizer:
-    """Return a byte-level byte-pair tokenizer of the raw texts."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts[:4000], trainer)
-    return tokenizer
 
 
 def _counting(base: int) -> list[str]:

@@ -35,8 +35,12 @@ def pieces(path: Path) -> Iterator[bytes]:
 
     The mark of UTF-8 that some programs write before a text is no part of it.
     """
-    found = _all_pieces(path)
-    yield next(found, b"").removeprefix(BOM_UTF8)
+    found, start = _all_pieces(path), b""
+    for piece in found:
+        start += piece
+        if len(start) >= len(BOM_UTF8):
+            break
+    yield start.removeprefix(BOM_UTF8)
     yield from found
 
 
