@@ -161,6 +161,7 @@ def perplexity(hidden: Hidden, chosen: Sequence[str], sizes: Sizes, seed: int) -
     for _ in range(sizes.steps):
         batch = train[torch.from_numpy(random.integers(len(train), size=BATCH))]
         loss(model, batch).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
