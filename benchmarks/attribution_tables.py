@@ -70,11 +70,14 @@ def retrained_part(bench: Bench, found: list[Scored], out: Path | None) -> Itera
         if len(bench.losses) > 1
         else "one seed"
     )
+    asked = []
+    if any(line[HEAD.index("rise without the top 1 %")] for line in lines):
+        asked.append(f" {setup.num_drops} queries for the rise of the loss, in nats.")
+    if left_out is not None:
+        asked.append(f" {setup.num_left_out} examples left out one at a time.")
     yield (
         f"{len(bench.masks)} halves, {len(bench.losses)} seeds a half; {ceiling}, over "
-        f"{int(bench.known.sum())} queries whose losses vary. "
-        f"{setup.num_drops} queries for the rise of the loss, in nats; {setup.num_left_out} "
-        "examples left out one at a time."
+        f"{int(bench.known.sum())} queries whose losses vary.{''.join(asked)}"
     )
     yield table(HEAD, lines)
     if out is not None:
