@@ -53,7 +53,7 @@ class Size:
 
     steps: int = 240
     batch_size: int = 8
-    width: int = 128
+    width: int = 160
     depth: int = 4
     num_domains: int = 12
     learning_rate: float = 2e-3

@@ -78,8 +78,14 @@ class FaissIndex:
 
         Raises:
             ImportError: FAISS is not installed.
-            ValueError: FAISS does not understand the string, or there are too few rows.
+            ValueError: FAISS does not understand the string, it keeps whole numbers of rows that
+                are none, or there are too few rows.
         """
+        if "direct" in factory:
+            raise ValueError(
+                f"`factory` must not round rows and queries to whole numbers. Got {factory!r}. "
+                "`build_disk_index` takes 'IVF256,SQ8_direct_signed', in units that fit the rows."
+            )
         is_store = isinstance(rows, GradientStore)
         whole, live = (rows.undeleted(), rows.live) if is_store else (rows, None)
         index = empty_index(width_of(whole), factory)

@@ -353,3 +353,9 @@ def test_without_faiss_the_message_says_how_to_install_it(monkeypatch: pytest.Mo
     monkeypatch.setitem(modules, "faiss", None)
     with pytest.raises(ImportError, match=r"'faiss', which is not installed.*gradsift\[cpu\]"):
         FaissIndex.build(random(10, 4), "Flat", seed=0)
+
+
+def test_whole_numbers_of_rows_that_are_none_are_refused() -> None:
+    rows = np.random.default_rng(0).standard_normal((300, 32)).astype(np.float32)
+    with pytest.raises(ValueError, match=r"whole numbers.*'SQ8_direct_signed'.*build_disk_index"):
+        FaissIndex.build(rows, "SQ8_direct_signed", seed=0)
