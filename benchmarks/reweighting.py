@@ -47,7 +47,7 @@ class Recipe:
     steps: int = 200
     batch_size: int = 16
     length: int = 96
-    width: int = 128
+    width: int = 160
     layers: int = 4
     vocabulary: int = 1024
     learning_rate: float = 2e-3
