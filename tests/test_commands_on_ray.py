@@ -61,12 +61,13 @@ def test_dsir_draws_the_same_rows_of_several_files(folder: Path) -> None:
     check_same(folder, [*words, "--smoothing", 0.1, "--num-buckets", 500])
 
 
-def test_gio_and_deduplication_choose_the_same_rows(folder: Path) -> None:
+def test_gio_deduplication_and_cover_choose_the_same_rows(folder: Path) -> None:
     raw = folder / "raw.jsonl"
     words: list[object] = ["gio", "--raw", raw, "--target", folder / "target.jsonl"]
     check_same(folder, [*words, "--num-centroids", 20, "--num-dims", 8, "--num", 40])
     words = ["dedup", "--data", raw, "--num-dims", 8, "--threshold", 0.9, "--num-clusters", 4]
     check_same(folder, words)
+    check_same(folder, ["cover", "--data", raw, "--num-dims", 8, "--num", 20])
 
 
 def test_vectors_from_a_file_are_compared_by_the_cluster(folder: Path) -> None:
