@@ -105,8 +105,8 @@ class Attribute:
             {"attribute": as_json(self), "of": dict(scores.provenance)},
         ).save(self.out)
         write_config(self, config_beside(self.out))
-        by = f"{len(asked):,} queries by {self.how.method}"
-        yield f"scored {len(scores):,} rows for {by}: {self.out}"
+        queries = "1 query" if len(asked) == 1 else f"{len(asked):,} queries"
+        yield f"scored {len(scores):,} rows for {queries} by {self.how.method}: {self.out}"
         yield from self._shown(scores, asked, data)
 
     def _task(self) -> Task | None:
