@@ -190,7 +190,7 @@ def test_a_row_is_rejected_with_the_row_that_represents_it() -> None:
 def test_neighbours_of_many_rows_are_found_by_an_inverted_file(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("selection.coverage.neighbours.MOST_EXACT", 100)
+    monkeypatch.setattr("selection.coverage.neighbours.MOST_EXACT_GRAPH", 100)
     rows = Embeddings(points(0, 2000, 8))
     exact = NeighbourGraph(num_neighbours=10, num_probes=10**6, seed=0).build(rows)
     few = NeighbourGraph(num_neighbours=10, num_probes=16, seed=0)

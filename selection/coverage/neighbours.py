@@ -18,7 +18,9 @@ from selection.clusters import INSTALL_FAISS
 SIMILARITIES = ("cosine", "euclidean")
 SimilarityName = Literal["cosine", "euclidean"]
 TICKS = 1 << 24  # in a similarity of 1
-MOST_EXACT = 65_536  # rows up to which every pair is compared
+MOST_EXACT = 65_536  # rows up to which every pair is compared for the nearest row
+MOST_EXACT_GRAPH = 16_384  # likewise for a graph, of which a few edges may be missing
+ROUNDS = 4  # of k-means: lists that are only searched need no more
 SAMPLE = 64  # rows for each list that train an inverted file
 BLOCK = 1 << 14  # rows that are searched for at a time
 
@@ -36,7 +38,7 @@ class NeighbourGraph:
         num_neighbours: Number ``k`` of neighbours of each row; rows are also joined with
             those whose neighbour they are.
         similarity: How rows are compared.
-        num_probes: Lists that are looked through for each row, above 65,536 rows, where
+        num_probes: Lists that are looked through for each row, above 16,384 rows, where
             neighbours are found by an inverted file of about ``4 sqrt(n)`` lists; more find
             more true neighbours. Below, they are exact.
         seed: Draws what trains the inverted file.
@@ -74,7 +76,7 @@ class NeighbourGraph:
         if num_rows == 0:
             return scipy.sparse.csr_array((0, 0), dtype=np.int64)
         rows = (embeddings.normalized() if cosine else embeddings).rows
-        index = self._index(rows, cosine)
+        index = self._index(rows, cosine, MOST_EXACT_GRAPH)
         k = min(self.num_neighbours + 1, num_rows)  # a row finds itself, or its copies
         values = np.empty((num_rows, k), np.float32)
         found = np.empty((num_rows, k), np.int64)
@@ -85,11 +87,11 @@ class NeighbourGraph:
             values[here], found[here] = index.search(block, k)
         return _symmetric(found, _similarities(values, found, cosine))
 
-    def _index(self, rows: Float[np.ndarray, "n d"], cosine: bool) -> Any:
-        """Return a FAISS index of the rows."""
+    def _index(self, rows: Float[np.ndarray, "n d"], cosine: bool, most_exact: int) -> Any:
+        """Return a FAISS index of the rows, exact up to so many."""
         faiss = require("faiss", INSTALL_FAISS)
         metric = faiss.METRIC_INNER_PRODUCT if cosine else faiss.METRIC_L2
-        if len(rows) <= MOST_EXACT:
+        if len(rows) <= most_exact:
             index = faiss.IndexFlat(rows.shape[1], metric)
         else:
             num_lists = int(4 * sqrt(len(rows)))
@@ -98,6 +100,7 @@ class NeighbourGraph:
             size = min(len(rows), SAMPLE * num_lists)
             drawn = np.sort(random.choice(len(rows), size, replace=False))
             index.cp.min_points_per_centroid = 1
+            index.cp.niter = ROUNDS
             index.train(np.ascontiguousarray(rows[drawn], np.float32))
             index.nprobe = min(self.num_probes, num_lists)
         for _, block in _blocks(rows):
@@ -117,7 +120,7 @@ def nearest_others(
         seed: Draws what trains an inverted file, where there are many rows.
     """
     rows = embeddings.normalized().rows
-    index = NeighbourGraph(num_neighbours=1, seed=seed)._index(rows, cosine=True)
+    index = NeighbourGraph(num_neighbours=1, seed=seed)._index(rows, True, MOST_EXACT)
     places = np.empty(len(rows), np.int64)
     for start, block in track(
         _blocks(rows), "nearest", total=len(rows), size=lambda item: len(item[1])
