@@ -8,6 +8,7 @@ Most rules look at the first tensor that went in and the one that came out. A ru
 needs all arguments, such as attention's, is a `CallRule` and sees the whole call.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from projections.per_example import Component, Term
+
+logger = logging.getLogger(__name__)
 
 TermMaker = Callable[[Component, nn.Module, Tensor, Tensor], Term]
 
@@ -180,15 +183,24 @@ def computes_as(module: nn.Module, kind: type[nn.Module]) -> bool:
     generator = torch.Generator().manual_seed(0)
     probe = torch.randn(2, module.in_features, generator=generator).to(module.weight)
     tolerance = 1e-4 if module.weight.dtype.itemsize >= 4 else 2e-2
+    found = output_on(module, probe)
+    with torch.no_grad():
+        expected = functional.linear(probe, module.weight, module.bias)
+    return found is not None and torch.allclose(found, expected, rtol=tolerance, atol=tolerance)
+
+
+def output_on(module: nn.Module, probe: Tensor) -> Tensor | None:
+    """Return what a module gives for random numbers, or None if it gives no tensor for them.
+
+    What it raises says that it wants something else, and goes to the log for debugging.
+    """
     with torch.no_grad():
         try:
             found = module(probe)
-        except Exception:  # it wants something else
-            return False
-        expected = functional.linear(probe, module.weight, module.bias)
-    return isinstance(found, Tensor) and torch.allclose(
-        found, expected, rtol=tolerance, atol=tolerance
-    )
+        except Exception as error:  # a module of somebody else may raise anything
+            logger.debug("%s does not take %s: %r", type(module).__name__, probe.shape, error)
+            return None
+    return found if isinstance(found, Tensor) else None
 
 
 def in_full_precision(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from projections.layers.base import Part
+from projections.layers.base import Part, output_on
 from projections.layers.registry import RULES
 from projections.per_example import Component, Vectors
 
@@ -76,13 +76,12 @@ def _computes(
 ) -> bool:
     """Tell whether a layer gives what RMSNorm gives."""
     weight = cast(Tensor, module.weight)
+    output = output_on(module, inputs)
+    if output is None:
+        return False
     with torch.no_grad():
-        try:
-            output = module(inputs)
-        except Exception:  # whatever it wants, it is not an RMSNorm
-            return False
         normalized = functional.rms_norm(inputs, [len(weight)], eps=epsilon)
-        return isinstance(output, Tensor) and any(
+        return any(
             torch.allclose(output, normalized * scale, rtol=tolerance, atol=tolerance)
             for scale in (weight, 1 + weight)
         )
