@@ -22,6 +22,7 @@ MOST_EXACT = 65_536  # rows up to which every pair is compared for the nearest r
 MOST_EXACT_GRAPH = 16_384  # likewise for a graph, of which a few edges may be missing
 ROUNDS = 4  # of k-means: lists that are only searched need no more
 SAMPLE = 64  # rows for each list that train an inverted file
+NUM_PROBES = 8  # lists that are looked through for a row
 BLOCK = 1 << 14  # rows that are searched for at a time
 
 
@@ -56,7 +57,7 @@ class NeighbourGraph:
 
     num_neighbours: int = 32
     similarity: SimilarityName = "cosine"
-    num_probes: int = 8
+    num_probes: int = NUM_PROBES
     seed: int
 
     def __post_init__(self) -> None:
@@ -76,7 +77,13 @@ class NeighbourGraph:
         if num_rows == 0:
             return scipy.sparse.csr_array((0, 0), dtype=np.int64)
         rows = (embeddings.normalized() if cosine else embeddings).rows
-        index = self._index(rows, cosine, MOST_EXACT_GRAPH)
+        index = _index_of(
+            rows,
+            cosine=cosine,
+            most_exact=MOST_EXACT_GRAPH,
+            num_probes=self.num_probes,
+            seed=self.seed,
+        )
         k = min(self.num_neighbours + 1, num_rows)  # a row finds itself, or its copies
         values = np.empty((num_rows, k), np.float32)
         found = np.empty((num_rows, k), np.int64)
@@ -86,26 +93,6 @@ class NeighbourGraph:
             here = slice(start, start + len(block))
             values[here], found[here] = index.search(block, k)
         return _symmetric(found, _similarities(values, found, cosine))
-
-    def _index(self, rows: Float[np.ndarray, "n d"], cosine: bool, most_exact: int) -> Any:
-        """Return a FAISS index of the rows, exact up to so many."""
-        faiss = require("faiss", INSTALL_FAISS)
-        metric = faiss.METRIC_INNER_PRODUCT if cosine else faiss.METRIC_L2
-        if len(rows) <= most_exact:
-            index = faiss.IndexFlat(rows.shape[1], metric)
-        else:
-            num_lists = int(4 * sqrt(len(rows)))
-            index = faiss.index_factory(rows.shape[1], f"IVF{num_lists},Flat", metric)
-            random = np.random.default_rng(self.seed)
-            size = min(len(rows), SAMPLE * num_lists)
-            drawn = np.sort(random.choice(len(rows), size, replace=False))
-            index.cp.min_points_per_centroid = 1
-            index.cp.niter = ROUNDS
-            index.train(np.ascontiguousarray(rows[drawn], np.float32))
-            index.nprobe = min(self.num_probes, num_lists)
-        for _, block in _blocks(rows):
-            index.add(block)
-        return index
 
 
 def nearest_others(
@@ -120,7 +107,7 @@ def nearest_others(
         seed: Draws what trains an inverted file, where there are many rows.
     """
     rows = embeddings.normalized().rows
-    index = NeighbourGraph(num_neighbours=1, seed=seed)._index(rows, True, MOST_EXACT)
+    index = _index_of(rows, cosine=True, most_exact=MOST_EXACT, num_probes=NUM_PROBES, seed=seed)
     places = np.empty(len(rows), np.int64)
     for start, block in track(
         _blocks(rows), "nearest", total=len(rows), size=lambda item: len(item[1])
@@ -138,6 +125,29 @@ def nearest_others(
         places[own[:, 0]] = np.where(picked < len(rows), picked, spare)
     wide = rows.astype(np.float64)
     return places, np.einsum("nd,nd->n", wide, wide[places])
+
+
+def _index_of(
+    rows: Float[np.ndarray, "n d"], *, cosine: bool, most_exact: int, num_probes: int, seed: int
+) -> Any:
+    """Return a FAISS index of the rows, exact up to so many."""
+    faiss = require("faiss", INSTALL_FAISS)
+    metric = faiss.METRIC_INNER_PRODUCT if cosine else faiss.METRIC_L2
+    if len(rows) <= most_exact:
+        index = faiss.IndexFlat(rows.shape[1], metric)
+    else:
+        num_lists = int(4 * sqrt(len(rows)))
+        index = faiss.index_factory(rows.shape[1], f"IVF{num_lists},Flat", metric)
+        random = np.random.default_rng(seed)
+        size = min(len(rows), SAMPLE * num_lists)
+        drawn = np.sort(random.choice(len(rows), size, replace=False))
+        index.cp.min_points_per_centroid = 1
+        index.cp.niter = ROUNDS
+        index.train(np.ascontiguousarray(rows[drawn], np.float32))
+        index.nprobe = min(num_probes, num_lists)
+    for _, block in _blocks(rows):
+        index.add(block)
+    return index
 
 
 def _similarities(
