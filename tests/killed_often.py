@@ -1,14 +1,15 @@
 """Works on a store in processes that are killed at random moments until one of them ends.
 
-The processes are forks of this program, so that each starts at once. Writes the number of
-kills.
+The processes are forks of this program, so that each starts at once. A moment is counted in
+accesses to files, which are the same on every machine, or in seconds, which can fall in the
+middle of a write. Writes the number of kills.
 """
 
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from projections import GradientStore, StoreWriter, Table, compact_store, delete
 
 SHARD_SIZE = 1000
 NUM_DIMS = 4
+ACCESSES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"}
 
 
 def write(path: Path, num_rows: int, *, first: int = 0, part: str = "a") -> None:
@@ -67,26 +69,46 @@ WORK: dict[str, Callable[[Path, int], None]] = {
 }
 
 
-def kill_until_done(work: Callable[[], None], seed: int, mean: float) -> int:
+def kill_after_accesses(amount: float) -> None:
+    """Let this process be killed when it has accessed files so many times."""
+    left = 1 + int(amount)
+
+    def count(event: str, _: object) -> None:
+        nonlocal left
+        if event in ACCESSES:
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(count)
+
+
+def kill_after_seconds(amount: float) -> None:
+    """Let this process be killed after so many seconds, wherever it is."""
+    signal.setitimer(signal.ITIMER_REAL, amount)
+
+
+MOMENTS: dict[str, Callable[[float], None]] = {
+    "accesses": kill_after_accesses,
+    "seconds": kill_after_seconds,
+}
+
+
+def kill_until_done(work: Callable[[], None], unit: str, seed: int, mean: float) -> int:
     """Return how often the work was killed before it ended by itself."""
     random, kills = np.random.default_rng(seed), 0
     while True:
+        amount = random.exponential(mean)
         child = os.fork()
         if child == 0:
             try:
+                MOMENTS[unit](amount)
                 work()
                 os._exit(0)
             except BaseException as error:
                 sys.stderr.write(f"the work failed: {error!r}\n")
                 os._exit(1)
-        deadline = time.monotonic() + random.exponential(mean)
-        ended, status = 0, 0
-        while not ended and time.monotonic() < deadline:
-            ended, status = os.waitpid(child, os.WNOHANG)
-            time.sleep(0.0002)
-        if not ended:
-            os.kill(child, signal.SIGKILL)
-            _, status = os.waitpid(child, 0)
+        _, status = os.waitpid(child, 0)
         if os.WIFEXITED(status):
             if os.WEXITSTATUS(status):
                 raise SystemExit("a process failed instead of going on; its message is above")
@@ -95,6 +117,6 @@ def kill_until_done(work: Callable[[], None], seed: int, mean: float) -> int:
 
 
 if __name__ == "__main__":
-    name, folder, size, start, most = sys.argv[1:]
-    kills = kill_until_done(lambda: WORK[name](Path(folder), int(size)), int(start), float(most))
-    sys.stdout.write(f"{kills}\n")
+    name, folder, size, unit, start, most = sys.argv[1:]
+    work = partial(WORK[name], Path(folder), int(size))
+    sys.stdout.write(f"{kill_until_done(work, unit, int(start), float(most))}\n")

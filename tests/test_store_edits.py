@@ -335,12 +335,17 @@ def test_a_store_is_usable_without_its_damaged_shards(tmp_path: Path) -> None:
 # Kills.
 
 
-def killed(name: str, path: Path, num_rows: int, mean: float) -> int:
+def killed(name: str, path: Path, num_rows: int, mean: tuple[str, float]) -> int:
     """Work on a store until it is done, and return the number of kills on the way."""
-    command = [sys.executable, "tests/killed_often.py", name, path, str(num_rows), "0", str(mean)]
+    unit, amount = mean
+    words = ["tests/killed_often.py", name, path, num_rows, unit, 0, amount]
     environment = {"PYTHONPATH": ".", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True
+        [sys.executable, *map(str, words)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     return int(done.stdout)
@@ -349,20 +354,20 @@ def killed(name: str, path: Path, num_rows: int, mean: float) -> int:
 @pytest.mark.parametrize("name", list(killed_often.WORK))
 def test_work_that_is_killed_at_random_ends_with_the_same_bytes(tmp_path: Path, name: str) -> None:
     killed_often.WORK[name](tmp_path / "whole", 10_000)
-    kills = killed(name, tmp_path / "killed", 10_000, 0.05)
+    kills = killed(name, tmp_path / "killed", 10_000, ("accesses", 60))
     whole, found = (GradientStore.open(path) for path in final(name, tmp_path))
     whole.verify()
     found.verify()
     np.testing.assert_array_equal(found.ids, whole.ids)
     np.testing.assert_array_equal(found.column("sketch"), whole.column("sketch"))
     assert contents(found.path) == contents(whole.path)
-    assert kills > 0
+    assert kills > 0  # of counted accesses, not of moments in time
 
 
 @pytest.mark.slow
 def test_a_million_rows_survive_kills_at_random(tmp_path: Path) -> None:
     killed_often.write(tmp_path / "whole", 1_000_000)
-    assert killed("write", tmp_path / "killed", 1_000_000, 0.1) > 5
+    assert killed("write", tmp_path / "killed", 1_000_000, ("seconds", 0.1)) > 5
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
