@@ -39,7 +39,6 @@ DROPPED = {  # whose top is removed and the model retrained
     "TracIn, 10 checkpoints",
     "DataInf",
 }
-DEAR = {"TRAK, 10 models", "TracIn, 10 checkpoints", "DataInf"}
 
 
 @dataclass(frozen=True)
@@ -128,8 +127,7 @@ class Bench:
     def drop(self, scored: Scored) -> Estimate | None:
         """Retrain without the top of each of some queries."""
         count = min(self.setup.num_drops, len(next(iter(scored.scores.values()))))
-        dear = scored.method in DEAR and self.setup.name in ("mnist_mlp", "lm_domains")
-        if not count or scored.method not in DROPPED or dear:
+        if not count or scored.method not in DROPPED:
             return None
         scores = scored.scores[self.chosen(scored)][:count]
         masks = np.concatenate([np.ones_like(without_top(scores[:1])), without_top(scores)])

@@ -27,6 +27,7 @@ from influence import (
     Diagonal,
     EmbeddingSimilarity,
     FittedRowInfluence,
+    FittedSOURCE,
     FittedTRAKEnsemble,
     GradientCosine,
     HiddenSimilarity,
@@ -95,28 +96,31 @@ def less(trained: Trained) -> Fit:
 
 
 def source(trained: Trained) -> Fit:
-    """Three segments of two checkpoints; it has no damping, but time: half and twice of it."""
+    """Three segments of two checkpoints; it has no damping, but the time of a segment."""
     recipe, segments = trained.setup.trainer.recipe, 1 if trained.tiny else 3
     states = [dict(one.state) for one in trained.checkpoints(2 * segments)]
-    parts = np.array_split(np.arange(len(states)), segments)
-    steps = recipe.num_steps(len(trained.train)) // segments
+    steps = max(1, recipe.num_steps(len(trained.train)) // segments)
+    along = [
+        Segment(
+            checkpoints=[states[k] for k in part],
+            learning_rate=recipe.learning_rate,
+            num_steps=steps,
+            momentum=recipe.momentum,
+        )
+        for part in np.array_split(np.arange(len(states)), segments)
+    ]
+    method = SOURCE(segments=along, seed=0)
+    fitted = method.fit(trained.task, trained.train, settings=trained.reading)
+    swept = {f"{times:g} x time": longer(fitted, times) for times in (0.1, 0.3, 3.0)}
+    return Fit({DEFAULT: fitted, **swept}, 4 * num_params(trained) * 2 * segments)
 
-    def of(times: float) -> Any:
-        along = [
-            Segment(
-                checkpoints=[states[k] for k in part],
-                learning_rate=recipe.learning_rate * times,
-                num_steps=max(1, steps),
-                momentum=recipe.momentum,
-            )
-            for part in parts
-        ]
-        method = SOURCE(segments=along, seed=0)
-        return method.fit(trained.task, trained.train, settings=trained.reading)
 
-    first = of(1.0)
-    swept = {f"{times:g} x time": of(times) for times in (0.1, 0.3, 3.0)}
-    return Fit({DEFAULT: first, **swept}, 4 * num_params(trained) * 2 * segments)
+def longer(fitted: FittedSOURCE, times: float) -> FittedSOURCE:
+    """Return it with segments that last so many times as long; curvature knows no time."""
+    segments = tuple(
+        replace(one, learning_rate=one.learning_rate * times) for one in fitted.segments
+    )
+    return replace(fitted, segments=segments)
 
 
 def mfac(trained: Trained) -> Fit:

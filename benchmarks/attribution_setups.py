@@ -71,6 +71,7 @@ class Setup:
         num_drops: Queries whose best 1 % are removed.
         num_left_out: Examples that are left out one at a time.
         published: LDS that others report, by method.
+        published_areas: ROC-AUC for wrong labels that others report, by method.
         labels: Class of each example.
         query_labels: Class of each query.
         wrong: Which labels are wrong.
@@ -91,6 +92,7 @@ class Setup:
     num_drops: int = 0
     num_left_out: int = 0
     published: dict[str, str] = field(default_factory=dict)
+    published_areas: dict[str, str] = field(default_factory=dict)
     labels: np.ndarray | None = None
     query_labels: np.ndarray | None = None
     wrong: np.ndarray | None = None
@@ -240,7 +242,7 @@ def mnist_mlp(data: Path | None) -> Setup:
     )
 
 
-def flipped(setup: Setup, name: str, title: str) -> Setup:
+def flipped(setup: Setup, name: str, title: str, *, trak: str) -> Setup:
     """Return a set-up with a tenth of its labels moved to another class."""
     inputs, labels = setup.trainer.data
     random = np.random.default_rng(7)
@@ -254,6 +256,7 @@ def flipped(setup: Setup, name: str, title: str) -> Setup:
         title=title,
         trainer=replace(setup.trainer, data=data),
         queries=tuple(part[:10] for part in setup.queries),
+        published_areas={"TRAK, 10 models": trak},
         wrong=wrong,
     )
 
@@ -262,16 +265,16 @@ def mnist_lr_noise(data: Path | None) -> Setup:
     train, queries = images(data, 1000, 10)
     trainer = Trainer(softmax_regression(train), classification_losses, train, LINEAR)
     plain = Setup(name="", title="", trainer=trainer, queries=queries)
-    return flipped(
-        plain, "mnist_lr_noise", "MNIST, logistic regression, 1,000, a tenth of labels wrong"
-    )
+    title = "MNIST, logistic regression, 1,000, a tenth of labels wrong"
+    return flipped(plain, "mnist_lr_noise", title, trak="0.98")
 
 
 def mnist_mlp_noise(data: Path | None) -> Setup:
     train, queries = images(data, 1000, 10)
     trainer = Trainer(perceptron(train), classification_losses, train, PERCEPTRON)
     plain = Setup(name="", title="", trainer=trainer, queries=queries)
-    return flipped(plain, "mnist_mlp_noise", "MNIST, perceptron, 1,000, a tenth of labels wrong")
+    title = "MNIST, perceptron, 1,000, a tenth of labels wrong"
+    return flipped(plain, "mnist_mlp_noise", title, trak="0.99")
 
 
 def patched(inputs: Tensor) -> Tensor:

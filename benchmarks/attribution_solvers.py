@@ -32,6 +32,7 @@ def solved(
     *,
     bytes_kept: int = 0,
     dampings: tuple[float, ...] = DAMPINGS,
+    most_queries: int = 50,
 ) -> Fit:
     """Return the inverse of the Gauss-Newton matrix by some solver, at each damping."""
     reading = PassSettings(batch_size=1000, shard_size=1000)
@@ -43,7 +44,7 @@ def solved(
     }
     first, *_ = fits
     named: Mapping[str, object] = {DEFAULT: fits.pop(first), **fits}
-    most = 5 if trained.tiny else 50 if num_params(trained) < SMALL else 10
+    most = 5 if trained.tiny else most_queries if num_params(trained) < SMALL else 10
     return Fit(named, bytes_kept, most_queries=most)
 
 
@@ -66,15 +67,23 @@ def conjugate_gradients(trained: Trained) -> Fit:
 
 
 def astra(trained: Trained) -> Fit:
+    """As conjugate gradients are asked, and to the same residual."""
     near = preconditioner(trained)
     return solved(
         trained,
-        lambda damping: ASTRA(preconditioner=near(damping), max_steps=300, tolerance=0.1, seed=0),
+        lambda damping: ASTRA(preconditioner=near(damping), max_steps=500, tolerance=3e-2, seed=0),
+        dampings=DAMPINGS if num_params(trained) < SMALL else (0.1, 0.03),
     )
 
 
 def neumann(trained: Trained) -> Fit:
-    return solved(trained, lambda damping: Neumann(tolerance=0.1, max_steps=3000))
+    """Where the largest eigenvalue is a hundred dampings, that is as many products a query."""
+    return solved(
+        trained,
+        lambda damping: Neumann(tolerance=0.1, max_steps=3000),
+        dampings=(0.1, 1.0),
+        most_queries=10,
+    )
 
 
 def lissa(trained: Trained) -> Fit:

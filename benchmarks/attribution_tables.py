@@ -119,18 +119,20 @@ def class_text(setup: Setup, scores: np.ndarray) -> str:
 
 def noise_part(bench: Bench, found: list[Scored]) -> Iterator[str]:
     """Yield how well wrong labels are found."""
-    wrong = bench.setup.wrong
+    wrong, published = bench.setup.wrong, bench.setup.published_areas
     assert wrong is not None
     lines: list[list[Any]] = [
-        [name, mislabel_detection(values, wrong), ""] for name, values in suspicions(bench.trained)
+        [name, mislabel_detection(values, wrong), "", published.get(name, "")]
+        for name, values in suspicions(bench.trained)
     ]
     for scored in found:
         areas = {name: mislabel_detection(values, wrong) for name, values in scored.own.items()}
         if areas:
             text = ", ".join(f"{name} {area.mean:.3f}" for name, area in areas.items())
-            lines.append([scored.method, next(iter(areas.values())), text])
+            said = published.get(scored.method, "")
+            lines.append([scored.method, next(iter(areas.values())), text, said])
     yield f"Wrong labels: {int(wrong.sum()):,} of {len(wrong):,}; ROC-AUC of self-influence."
-    yield table(["method", "default", "sweep"], lines)
+    yield table(["method", "default", "sweep", "published"], lines)
 
 
 def shortcut_part(bench: Bench, found: list[Scored]) -> Iterator[str]:

@@ -10,6 +10,7 @@ from influence.power_iteration import largest_eigenvalue
 from influence.preconditioners import Preconditioner, describe_with
 from influence.products import SymmetricMatrix
 from influence.richardson import PreparedSteps, Steps, drawn_rows, every_row
+from influence.solver import check_stops
 from projections import check_at_least
 
 
@@ -30,7 +31,8 @@ class ASTRA:
         batch_size: Rows of each step; None for all, which stops as soon as it has converged.
         margin: How much larger the eigenvalue may be than the power iteration found; with few
             rows a step, 2 and more.
-        tolerance: Largest residual over all rows, relative to the right-hand side.
+        tolerance: Largest residual over all rows, relative to the right-hand side; below 1, which
+            zero has, unless `batch_size` is given.
         seed: Seed of the rows.
 
     Example:
@@ -60,8 +62,10 @@ class ASTRA:
         """Check the arguments."""
         check_at_least("max_steps", self.max_steps, 1)
         check_at_least("margin", self.margin, 0.5)
-        check_at_least("tolerance", self.tolerance, 0)
-        if self.batch_size is not None:
+        if self.batch_size is None:
+            check_stops(self.tolerance)
+        else:
+            check_at_least("tolerance", self.tolerance, 0)
             check_at_least("batch_size", self.batch_size, 1)
 
     def prepare(self, matrix: SymmetricMatrix, damping: float) -> PreparedSteps:

@@ -22,7 +22,7 @@ from influence.preconditioners import (
     describe_with,
 )
 from influence.products import SymmetricMatrix
-from influence.solver import Solution, check_residuals, relative_norms
+from influence.solver import Solution, check_residuals, check_stops, relative_norms
 from projections import ConvergenceError, check_at_least
 
 
@@ -31,7 +31,7 @@ class ConjugateGradients:
     """Solve by preconditioned conjugate gradients.
 
     Args:
-        tolerance: Largest residual, relative to the right-hand side.
+        tolerance: Largest residual, relative to the right-hand side; below 1, which zero has.
         max_steps: Most steps; each is one product, a pass over the data, for all that are left.
         preconditioner: A cheap approximate inverse: `CurvaturePreconditioner` of EK-FAC or of
             the diagonal, `Nystroem`.
@@ -57,7 +57,7 @@ class ConjugateGradients:
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        check_at_least("tolerance", self.tolerance, 0)
+        check_stops(self.tolerance)
         check_at_least("max_steps", self.max_steps, 1)
 
     def prepare(self, matrix: SymmetricMatrix, damping: float) -> "PreparedConjugateGradients":

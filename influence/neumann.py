@@ -9,6 +9,7 @@ from influence.power_iteration import largest_eigenvalue
 from influence.preconditioners import NoPreconditioner
 from influence.products import SymmetricMatrix
 from influence.richardson import PreparedSteps, Steps, every_row
+from influence.solver import check_stops
 from projections import check_at_least
 
 
@@ -21,7 +22,7 @@ class Neumann:
     gradients take its root.
 
     Args:
-        tolerance: Largest residual, relative to the right-hand side.
+        tolerance: Largest residual, relative to the right-hand side; below 1, which zero has.
         max_steps: Most steps; each is one product, a pass over the data.
         margin: How much larger the eigenvalue may be than the power iteration found.
 
@@ -47,7 +48,7 @@ class Neumann:
 
     def __post_init__(self) -> None:
         """Check the arguments."""
-        check_at_least("tolerance", self.tolerance, 0)
+        check_stops(self.tolerance)
         check_at_least("max_steps", self.max_steps, 1)
         check_at_least("margin", self.margin, 0.5)
 

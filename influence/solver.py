@@ -91,6 +91,16 @@ def check_residuals(
         )
 
 
+def check_stops(tolerance: float) -> None:
+    """Refuse a tolerance at which a solver would stop where it starts, at zero."""
+    if not 0 <= tolerance < 1:
+        raise ValueError(
+            "`tolerance` must be in [0, 1): the first iterate is zero, whose residual is the whole "
+            f"right-hand side, so that 1 would be met by scores of zero. Got {tolerance}. For a "
+            "fixed number of steps, whatever the residual, use LiSSA, or ASTRA with `batch_size`."
+        )
+
+
 def check_damping(damping: float) -> None:
     """Refuse a damping that is not positive."""
     if not damping > 0:

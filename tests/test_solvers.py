@@ -559,6 +559,33 @@ def test_a_series_that_diverges_says_so_and_names_the_setting() -> None:
         steps.run(torch.ones(1, 6).double())
 
 
+@pytest.mark.parametrize("tolerance", [1.0, float("inf"), float("nan"), -0.1])
+@pytest.mark.parametrize(
+    "solver",
+    [
+        lambda tolerance: ConjugateGradients(tolerance=tolerance),
+        lambda tolerance: Neumann(tolerance=tolerance),
+        lambda tolerance: ASTRA(preconditioner=NoPreconditioner(), tolerance=tolerance, seed=0),
+    ],
+    ids=["conjugate gradients", "neumann", "astra"],
+)
+def test_a_tolerance_that_the_zero_start_meets_is_refused(solver: Any, tolerance: float) -> None:
+    with pytest.raises(ValueError, match=r"in \[0, 1\).* met by scores of zero\. Got .*LiSSA"):
+        solver(tolerance)
+
+
+def test_astra_takes_all_its_steps_on_drawn_rows_whatever_the_residual() -> None:
+    task, train, queries = perceptron()
+    ekfac = CurvaturePreconditioner(EKFAC(seed=0).fit(task, train))
+    solver = ASTRA(
+        preconditioner=ekfac, batch_size=len(train), max_steps=2, tolerance=float("inf"), seed=0
+    )
+    method = Inverse(matrix=GaussNewton(seed=0), solver=solver, damping=0.5).fit(task, train)
+    found = method.scores(task, queries, train)
+    assert all(solve["num_steps"] == 2 for solve in found.provenance["solves"])
+    assert np.abs(found.values).max() > 0
+
+
 def test_random_rows_are_those_that_seed_and_step_say() -> None:
     task, train, _ = perceptron(20)
     matrix = GaussNewton(seed=0).of(task, train)
