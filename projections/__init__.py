@@ -114,7 +114,9 @@ from projections.tasks import (
 )
 from projections.tasks.classification import LABEL_COLUMNS
 from projections.tensorsketch import TensorSketch
-from projections.texts import Block, TextBatch, TextColumns, Texts, as_texts, ray_block
+from projections.text_blocks import Block, ray_block
+from projections.text_columns import TextBatch, TextColumns
+from projections.texts import Texts, as_texts
 from projections.watch import Watch
 from projections.weight_alignment import WeightAlignment, summarize_alignment
 from projections.workers import HERE, ON_RAY, OnRay, Workers

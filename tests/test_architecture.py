@@ -24,6 +24,9 @@ projections.data            datasets as rows with stable ids
 projections.streams         files as streams of lines
 projections.records         datasets from files and back
 projections.ray_data        work on the blocks of a Ray dataset
+projections.text_columns    ids, texts and domains out of tables
+projections.text_blocks     some texts as lines, tables or items
+projections.text_sources    files and datasets cut into blocks
 projections.texts           texts with ids from anything, in blocks
 projections.parallel        work on many items at once, in order
 projections.labels          where the labels of a Fisher matrix come from

@@ -36,7 +36,7 @@ TEXTS = Texts(RAW, TextColumns(domain="domain"))
 def test_chosen_rows_are_written_in_the_order_of_the_data(
     tmp_path: Path, ending: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("projections.texts.BLOCK_ROWS", 30)
+    monkeypatch.setattr("projections.text_sources.BLOCK_ROWS", 30)
     path = tmp_path / f"chosen.{ending}"
     write_chosen(CHOSEN, RAW, path)
     kept = set(CHOSEN.ids.tolist())
@@ -116,7 +116,7 @@ def test_a_report_says_how_near_the_choice_came() -> None:
 
 def test_a_report_does_not_depend_on_workers_or_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = report_draw(FITTED, TEXTS, CHOSEN)
-    monkeypatch.setattr("projections.texts.BLOCK_ROWS", 33)
+    monkeypatch.setattr("projections.text_sources.BLOCK_ROWS", 33)
     found = report_draw(FITTED, TEXTS, CHOSEN, num_workers=3)
     assert found.lines() == expected.lines()
     assert json.dumps(found.facts) == json.dumps(expected.facts)
@@ -253,10 +253,10 @@ def test_an_interrupted_command_says_how_to_go_on(
 
 KILLED = """
 import os, signal, sys
-import projections.texts, selection.dsir.passes as passes
+import projections.text_sources, selection.dsir.passes as passes
 from gradsift.cli import main
 
-projections.texts.BLOCK_BYTES, passes.SAVE_EVERY, left = 5_000, 0.0, [int(sys.argv[1])]
+projections.text_sources.BLOCK_BYTES, passes.SAVE_EVERY, left = 5_000, 0.0, [int(sys.argv[1])]
 save = passes.FolderCheckpoint.save
 
 def save_and_die(*arguments):
@@ -280,7 +280,7 @@ def test_a_command_that_is_killed_goes_on_and_ends_with_the_same_bytes(
     killed = subprocess.run(command, capture_output=True, text=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (tmp_path / "out.jsonl").exists()
-    monkeypatch.setattr("projections.texts.BLOCK_BYTES", 5_000)
+    monkeypatch.setattr("projections.text_sources.BLOCK_BYTES", 5_000)
     assert run(*words) == 0
     went_on = (tmp_path / "out.jsonl").read_bytes()
     shutil.rmtree(tmp_path / "out.jsonl.work", ignore_errors=True)

@@ -156,7 +156,9 @@ def test_a_tokenizer_of_ones_own_gives_the_same_whatever_the_number_of_processes
     path = write(tmp_path / "raw.jsonl", RAW)
     alone = settings.fit(path, TARGET)
     expected = alone.select(path, num_selected=40)
-    monkeypatch.setattr("projections.texts.BLOCK_BYTES", 5000)  # some blocks for each process
+    monkeypatch.setattr(
+        "projections.text_sources.BLOCK_BYTES", 5000
+    )  # some blocks for each process
     fitted = settings.fit(path, TARGET, num_workers=num_workers)
     np.testing.assert_array_equal(fitted.raw_counts, alone.raw_counts)
     chosen = fitted.select(path, num_selected=40, num_workers=num_workers)
@@ -235,7 +237,7 @@ def test_nothing_depends_on_workers_compression_or_blocks(
 ) -> None:
     expected = FITTED.select(RAW, num_selected=40)
     for size in (300, 5000):
-        monkeypatch.setattr("projections.texts.BLOCK_BYTES", size)
+        monkeypatch.setattr("projections.text_sources.BLOCK_BYTES", size)
         path = write(tmp_path / f"raw.{ending}", RAW)
         fitted = FITTED.settings.fit(path, TARGET, num_workers=num_workers)
         np.testing.assert_array_equal(fitted.raw_counts, FITTED.raw_counts)
@@ -437,7 +439,7 @@ class KilledError(Exception):
 def test_a_killed_run_goes_on_and_ends_with_the_same(
     tmp_path: Path, alive: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("projections.texts.BLOCK_ROWS", 40)
+    monkeypatch.setattr("projections.text_sources.BLOCK_ROWS", 40)
     monkeypatch.setattr("selection.dsir.passes.SAVE_EVERY", 0.0)
     settings = FITTED.settings
     fitted = settings.fit(RAW, TARGET)

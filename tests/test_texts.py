@@ -22,7 +22,7 @@ from projections import (
     Texts,
     ordered_map,
     read_dataset,
-    texts,
+    text_sources,
     write_dataset,
 )
 from projections.streams import line_blocks, lines
@@ -51,8 +51,8 @@ EXPECTED = [(row["id"], row["text"], row["source"]) for row in ROWS]
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("projections.texts.BLOCK_BYTES", 700)
-    monkeypatch.setattr("projections.texts.BLOCK_ROWS", 7)
+    monkeypatch.setattr("projections.text_sources.BLOCK_BYTES", 700)
+    monkeypatch.setattr("projections.text_sources.BLOCK_ROWS", 7)
     monkeypatch.setattr("projections.streams.PIECE", 97)
 
 
@@ -260,4 +260,4 @@ def test_how_much_there_is_is_known_where_it_can_be(tmp_path: Path) -> None:
     assert Texts(tmp_path / "a.jsonl.gz").extent == (None, "B")
     assert Texts(ROWS).extent == (50, "rows")
     assert Texts(lambda: iter(ROWS)).extent == (None, "rows")
-    assert texts.BLOCK_ROWS == 7
+    assert text_sources.BLOCK_ROWS == 7
