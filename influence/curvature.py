@@ -7,7 +7,6 @@ EK-FAC, K-FAC, the diagonal and the identity differ in how these are found, and 
 else. The damping is chosen when the curvature is used, without another pass.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,12 +16,11 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor
 
+from influence.curvature_files import read_layers, write_layers
 from influence.damping import Damping, RelativeDamping, damping_from
-from influence.kfac_math import LayerCurvature, Rotation, damped_inverse, precondition
+from influence.kfac_math import LayerCurvature, damped_inverse, precondition
 from influence.pairwise import PairwiseScores, RunningTop, SelfInfluence, TokenScores
 from influence.queries import Preconditioned, QueryGradients, compress
 from projections import (
@@ -41,12 +39,10 @@ from projections import (
     concatenate_top,
     describe,
     fingerprint_model,
-    replacing,
     run_pass,
 )
 
 QUERY_BYTES = 2 << 30  # query gradients held at a time unless said otherwise
-FORMAT = "gradsift-curvature-2"  # 2 keeps the damping
 
 
 @runtime_checkable
@@ -375,30 +371,14 @@ class FittedCurvature:
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file; shared factors once."""
-        tensors: dict[str, Tensor] = {}
-        owners: dict[int, str] = {}
-        index: dict[str, Any] = {}
-        for name, layer in self.layers.items():
-            sides = {}
-            for side, rotation in (("left", layer.left), ("right", layer.right)):
-                owner = owners.setdefault(id(rotation), f"{name}|{side}")
-                sides[side] = [owner, len(rotation.blocks), rotation.size]
-                if owner == f"{name}|{side}":
-                    for number, block in enumerate(rotation.blocks):
-                        tensors[f"{owner}|{number}"] = block.cpu().contiguous()
-            tensors[f"{name}|eigenvalues"] = layer.eigenvalues.cpu().contiguous()
-            index[name] = sides
         note = {
-            "format": FORMAT,
             "model": self.model,
-            "index": index,
             "provenance": dict(self.provenance),
             "layers": self.settings.layers,
             "damping": describe(self.damping),
             "gradients": self.settings.describe_gradients(),
         }
-        with replacing(Path(path)) as file:
-            file.write(save(tensors, metadata={"gradsift": json.dumps(note)}))
+        write_layers(Path(path), self.layers, note)
 
     @classmethod
     def load(cls, path: str | Path, *, damping: Damping | None = None) -> "FittedCurvature":
@@ -412,28 +392,7 @@ class FittedCurvature:
             StoreMismatchError: The file is none, or damaged, or its damping is a rule of
                 the user's own, which must then be given.
         """
-        try:
-            with safe_open(str(path), "pt") as file:
-                note = json.loads((file.metadata() or {}).get("gradsift", "{}"))
-                # Copies are aligned as fresh tensors are, and so give the same bits.
-                tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
-        except Exception as error:  # safetensors raises its own type and OSError
-            raise StoreMismatchError(
-                f"{path} must be a saved curvature, and cannot be read: {error}. Fit it again."
-            ) from error
-        if note.get("format") != FORMAT:
-            raise StoreMismatchError(f"{path} must be a saved curvature. It is something else.")
-        rotations: dict[str, Rotation] = {}
-        layers = {}
-        for name, sides in note["index"].items():
-            for owner, count, size in sides.values():
-                blocks = tuple(tensors[f"{owner}|{number}"] for number in range(count))
-                rotations.setdefault(owner, Rotation(blocks, size))
-            layers[name] = LayerCurvature(
-                rotations[sides["left"][0]],
-                rotations[sides["right"][0]],
-                tensors[f"{name}|eigenvalues"],
-            )
+        layers, note = read_layers(Path(path))
         patterns = note["layers"]
         gradients = note.get("gradients", {})
         settings = PassSettings(

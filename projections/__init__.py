@@ -27,6 +27,7 @@ from projections.checks import (
     require,
 )
 from projections.columns import GradientNorm, Sketch, Statistic
+from projections.components import Component, Parameter
 from projections.concatenated import Concatenated
 from projections.coordinates import Coordinates, coordinates
 from projections.data import Rows, as_ids, as_rows, bytes_of, flatten_batches
@@ -52,6 +53,7 @@ from projections.errors import (
     StoreMismatchError,
     UnsupportedLayerError,
 )
+from projections.factors import Formed, OuterProducts, TableRows, Term, Vectors
 from projections.faiss_index import FaissIndex, faiss_beside
 from projections.features import LayerInputs
 from projections.files import read_json, replacing, write_json
@@ -71,17 +73,7 @@ from projections.parallel import ordered_map
 from projections.pass_plan import PassPlan, plan_pass
 from projections.pass_settings import PassSettings, pack
 from projections.passes import run_pass
-from projections.per_example import (
-    Component,
-    Formed,
-    Gradient,
-    OuterProducts,
-    Parameter,
-    TableRows,
-    Term,
-    Vectors,
-    examples_of,
-)
+from projections.per_example import Gradient, examples_of
 from projections.philox import keyed_words, uniforms
 from projections.progress import show_progress, track
 from projections.queries import project_gradients, query_rows

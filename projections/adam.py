@@ -19,15 +19,9 @@ from torch import Tensor
 
 from projections.adam_state import AdamState, Moments
 from projections.base import Projector
+from projections.factors import PIECE_ENTRIES, Formed, TableRows, Term
 from projections.fingerprint import describe
-from projections.per_example import (
-    PIECE_ENTRIES,
-    Formed,
-    Gradient,
-    TableRows,
-    Term,
-    examples_of,
-)
+from projections.per_example import Gradient, examples_of
 
 
 @dataclass(frozen=True, kw_only=True)

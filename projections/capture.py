@@ -23,19 +23,14 @@ from torch.autograd.graph import register_multi_grad_hook
 from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 from torch.utils.hooks import RemovableHandle
 
+from projections.components import Component
 from projections.errors import UnsupportedLayerError
+from projections.factors import OuterProducts, Term
 from projections.kernels import differentiable_kernels
 from projections.layers import Call, in_full_precision
 from projections.layout import Layout, Served
 from projections.lookups import watch_lookups
-from projections.per_example import (
-    Component,
-    Gradient,
-    OuterProducts,
-    Term,
-    fold_examples,
-    merge_terms,
-)
+from projections.per_example import Gradient, fold_examples, merge_terms
 from projections.replay import first_tensor, floating_tensors
 from projections.sharded import put_away
 

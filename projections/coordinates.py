@@ -11,7 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from projections.per_example import Component, Gradient, TableRows
+from projections.components import Component
+from projections.factors import TableRows
+from projections.per_example import Gradient
 
 
 @dataclass(frozen=True)

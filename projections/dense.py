@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from projections.per_example import PIECE_ENTRIES, Gradient, OuterProducts, TableRows, Term
+from projections.factors import PIECE_ENTRIES, OuterProducts, TableRows, Term
+from projections.per_example import Gradient
 from projections.philox import Key, philox
 
 BLOCK_ENTRIES = {"cpu": 1 << 20}  # entries of the matrix drawn at a time, by device

@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from projections.per_example import Gradient, OuterProducts, TableRows, Term, Vectors
+from projections.factors import OuterProducts, TableRows, Term, Vectors
+from projections.per_example import Gradient
 
 
 class GradientSum:

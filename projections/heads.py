@@ -13,14 +13,9 @@ from typing import Any
 from torch import nn
 
 from projections.checks import check_one_of
-from projections.per_example import (
-    Component,
-    Gradient,
-    OuterProducts,
-    Parameter,
-    Term,
-    Vectors,
-)
+from projections.components import Component, Parameter
+from projections.factors import OuterProducts, Term, Vectors
+from projections.per_example import Gradient
 
 FUSED = ("c_attn", "qkv_proj", "query_key_value", "in_proj")
 SEPARATE = {

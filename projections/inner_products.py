@@ -15,17 +15,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from projections.per_example import (
-    PIECE_ENTRIES,
-    Component,
-    Formed,
-    Gradient,
-    OuterProducts,
-    TableRows,
-    Term,
-    Vectors,
-    examples_of,
-)
+from projections.components import Component
+from projections.factors import PIECE_ENTRIES, Formed, OuterProducts, TableRows, Term, Vectors
+from projections.per_example import Gradient, examples_of
 
 SHARED = 2  # see `worth_forming`
 

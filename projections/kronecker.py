@@ -17,7 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from projections.checks import check_between
-from projections.per_example import Component, Formed, Gradient, TableRows, Term, Vectors
+from projections.components import Component
+from projections.factors import Formed, TableRows, Term, Vectors
+from projections.per_example import Gradient
 from projections.rademacher import sign_entries
 from projections.sides import Draw, RandomSide, Side
 

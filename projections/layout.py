@@ -11,12 +11,13 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor, nn
 
 from projections.checks import matches, name_matches
+from projections.components import Component, Parameter
 from projections.errors import UnsupportedLayerError
+from projections.factors import OuterProducts, Term, Vectors
 from projections.heads import HeadPart, HeadSplit, split_component
 from projections.layers import RULES, CallTerms, Part, Use
 from projections.layers.base import TermMaker, overrides
 from projections.layers.rms_norm import is_rms_norm, rms_norm_part
-from projections.per_example import Component, OuterProducts, Parameter, Term, Vectors
 from projections.replay import Axes, Replay, replay_parts
 
 

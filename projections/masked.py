@@ -14,17 +14,10 @@ from torch import Tensor
 
 from projections.base import Projector
 from projections.checks import check_at_least
+from projections.components import Component, Parameter
+from projections.factors import Formed, OuterProducts, TableRows, Term, Vectors
 from projections.fingerprint import describe
-from projections.per_example import (
-    Component,
-    Formed,
-    Gradient,
-    OuterProducts,
-    Parameter,
-    TableRows,
-    Term,
-    Vectors,
-)
+from projections.per_example import Gradient
 from projections.philox import derive_key, draw_subset
 
 

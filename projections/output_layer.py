@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from projections.per_example import Component, Gradient, OuterProducts
+from projections.components import Component
+from projections.factors import OuterProducts
+from projections.per_example import Gradient
 
 
 def output_layer(model: nn.Module) -> str:

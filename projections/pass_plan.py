@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from projections.base import Projector
 from projections.capture import Capture
 from projections.data import as_rows, shard_ranges
+from projections.factors import PIECE_ENTRIES, PIECE_EXAMPLES
 from projections.layout import Layout, find_components
 from projections.pass_settings import PassSettings, pack
-from projections.per_example import PIECE_ENTRIES, PIECE_EXAMPLES
 from projections.sjlt import CACHED_ENTRIES, SJLT
 from projections.task import Task, to_device
 

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from projections.base import Projector
 from projections.columns import Sketch
+from projections.components import Parameter
+from projections.factors import Formed
 from projections.indexing import describe_rows
 from projections.layout import find_components
 from projections.normal_form import exchange_if_transposed
 from projections.pass_settings import PassSettings
 from projections.passes import run_pass
-from projections.per_example import Formed, Gradient, Parameter
+from projections.per_example import Gradient
 from projections.records import read_dataset
 from projections.store import GradientStore
 from projections.task import QueryTask, Task

@@ -29,10 +29,11 @@ from torch.func import functional_call, vjp, vmap
 from torch.utils._pytree import keystr, tree_flatten, tree_flatten_with_path, tree_unflatten
 from torch.utils.hooks import RemovableHandle
 
+from projections.components import Component
 from projections.errors import UnsupportedLayerError
+from projections.factors import Term, Vectors
 from projections.layers import Call, Part, Use, in_full_precision
 from projections.lookups import watch_lookups
-from projections.per_example import Component, Term, Vectors
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from projections.base import Projector
 from projections.checks import check_patterns, matches, name_matches
+from projections.components import Component
 from projections.fingerprint import describe
-from projections.per_example import Component, Gradient
+from projections.per_example import Gradient
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from projections.checks import check_at_least, check_between
-from projections.per_example import Gradient, Parameter, Piece, TableRows
+from projections.components import Parameter
+from projections.factors import Piece, TableRows
+from projections.per_example import Gradient
 from projections.philox import derive_key, distinct, philox
 
 DRAWN = 1 << 18  # coordinates drawn at a time, a multiple of 4; 2 MB for each intermediate

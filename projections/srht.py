@@ -17,8 +17,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from projections.checks import check_between
+from projections.components import Parameter
+from projections.factors import TableRows
 from projections.hadamard import next_power_of_two, walsh_hadamard
-from projections.per_example import Gradient, Parameter, TableRows
+from projections.per_example import Gradient
 from projections.philox import derive_key, distinct, draw_subset
 from projections.rademacher import sign_entries
 

@@ -15,7 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from projections.checks import check_between
-from projections.per_example import Gradient, OuterProducts, Parameter, Piece, TableRows, Term
+from projections.components import Parameter
+from projections.factors import OuterProducts, Piece, TableRows, Term
+from projections.per_example import Gradient
 from projections.philox import derive_key, philox
 
 CHUNK_ENTRIES = 1 << 22  # entries of sketches of positions at a time: 16 MB in float32

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from projections.errors import NonDeterministicError, UnsupportedLayerError
 from projections.evaluation_mode import BATCH_NORMS
+from projections.factors import Term
 from projections.layout import Layout
-from projections.per_example import Term, fold_examples
+from projections.per_example import fold_examples
 
 BeginForward = Callable[[tuple[Any, ...], dict[str, Any]], int | None]
 """From the model's arguments to the number of examples, or None for a forward to pass unseen."""

@@ -17,7 +17,9 @@ projections.files           files that are whole or not there
 projections.sharded         models spread over ranks
 projections.fingerprint     do two artefacts belong together?
 projections.philox          random bits from a key and a counter
-projections.per_example     per-example gradients, kept in factors
+projections.components      what gradients are of, and their parameters
+projections.factors         the gradient of one use, in factors
+projections.per_example     per-example gradients over all uses
 projections.inner_products  inner products of gradients, pair by pair
 projections.base            the seams: column, accumulator, projector, results
 projections.data            datasets as rows with stable ids
@@ -129,6 +131,7 @@ influence.decompositions    eigenvectors, by all ranks together
 influence.eigenvalues       second pass of EK-FAC
 influence.queries           preconditioned gradients of queries
 influence.pairwise          scores of pairs, tops, self-influence
+influence.curvature_files   eigenvectors and eigenvalues on disk
 influence.curvature         fitted curvature, and what it answers
 influence.layer_shapes      linear maps as shapes
 influence.work              what stages compute, by shape

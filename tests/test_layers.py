@@ -29,7 +29,7 @@ from projections import (
     run_pass,
 )
 from projections.capture import Capture
-from projections.per_example import Formed
+from projections.factors import Formed
 
 EXACT = 1e-10  # float64 rounding over sums of a few hundred terms
 AUTOCAST = 0.05  # share of a gradient that bfloat16 may change, on models of two layers

@@ -33,12 +33,13 @@ from projections import (
     TensorSketch,
     Vectors,
     dense,
+    factors,
     gaussian,
-    per_example,
     sjlt,
     tensorsketch,
 )
-from projections.per_example import Term, examples_of
+from projections.factors import Term
+from projections.per_example import examples_of
 from projections.philox import derive_key, philox
 
 EXACT = 1e-12  # float64 rounding over sums of a few dozen terms
@@ -224,8 +225,8 @@ def test_a_layer_in_pieces_has_the_same_projection(monkeypatch: pytest.MonkeyPat
     grads = gradient("linear", 5)
     whole = project(SJLT(num_dims=16, seed=0), grads)
     for entries, examples in [(1, 1), (7, 2), (40, 1), (1, 8)]:
-        monkeypatch.setattr(per_example, "PIECE_ENTRIES", entries)
-        monkeypatch.setattr(per_example, "PIECE_EXAMPLES", examples)
+        monkeypatch.setattr(factors, "PIECE_ENTRIES", entries)
+        monkeypatch.setattr(factors, "PIECE_EXAMPLES", examples)
         fresh = gradient("linear", 5)
         torch.testing.assert_close(project(SJLT(num_dims=16, seed=0), fresh), whole)
         expected = flatten(gradient("linear", 5)).square().sum(1)

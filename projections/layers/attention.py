@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from projections.components import Component
 from projections.errors import UnsupportedLayerError
+from projections.factors import OuterProducts, Term, Vectors
 from projections.layers.base import Call, CallRule, Part, Use
 from projections.layers.registry import RULES
-from projections.per_example import Component, OuterProducts, Term, Vectors
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from projections.per_example import Component, Term
+from projections.components import Component
+from projections.factors import Term
 
 logger = logging.getLogger(__name__)
 

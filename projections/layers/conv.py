@@ -15,9 +15,10 @@ from typing import cast
 from torch import Tensor, nn
 from torch.nn import functional
 
+from projections.components import Component
+from projections.factors import OuterProducts, Vectors
 from projections.layers.base import Part, bias_part
 from projections.layers.registry import RULES
-from projections.per_example import Component, OuterProducts, Vectors
 
 Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d

@@ -9,10 +9,11 @@ T5) is the smaller of the two, and becomes a vector.
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from projections.components import Component
 from projections.errors import UnsupportedLayerError
+from projections.factors import TableRows, Vectors
 from projections.layers.base import Part, batch_positions
 from projections.layers.registry import RULES
-from projections.per_example import Component, TableRows, Vectors
 
 
 @RULES.register(nn.Embedding)

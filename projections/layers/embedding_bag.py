@@ -10,10 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from projections.components import Component
+from projections.factors import Term
 from projections.layers.base import Call, CallRule, Part, Use
 from projections.layers.embedding import check_lookups, table_term
 from projections.layers.registry import RULES
-from projections.per_example import Component, Term
 
 
 class _Bags(NamedTuple):

@@ -8,9 +8,10 @@ from typing import cast
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from projections.components import Component
+from projections.factors import OuterProducts, Vectors
 from projections.layers.base import Part, batch_positions, bias_part
 from projections.layers.registry import RULES
-from projections.per_example import Component, OuterProducts, Vectors
 
 
 @RULES.register(nn.Linear)

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from projections.components import Component
+from projections.factors import OuterProducts, Term
 from projections.layers.base import Call, CallRule, Part, Use, batch_positions, overrides
 from projections.layers.embedding import check_lookups, table_term
 from projections.layers.registry import RULES
-from projections.per_example import Component, OuterProducts, Term
 
 FIRST, SECOND = "lora_embedding_A", "lora_embedding_B"
 

@@ -6,9 +6,10 @@ Letters: ``n`` examples, ``o`` normalised features or channels.
 from torch import Tensor, nn
 from torch.nn import functional
 
+from projections.components import Component
+from projections.factors import Vectors
 from projections.layers.base import Part, bias_part
 from projections.layers.registry import RULES
-from projections.per_example import Component, Vectors
 
 
 @RULES.register(nn.LayerNorm)

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from projections.components import Component
+from projections.factors import Vectors
 from projections.layers.base import Part, output_on
 from projections.layers.registry import RULES
-from projections.per_example import Component, Vectors
 
 EPSILONS = ("eps", "variance_epsilon", "epsilon")  # names that libraries give it
 TINY = 1e-3  # size of inputs whose mean square is not large beside an epsilon
