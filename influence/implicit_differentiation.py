@@ -66,7 +66,7 @@ def hypergradients(
 
     References:
         Lorraine, Vicol and Duvenaud, Optimizing millions of hyperparameters by implicit
-        differentiation (AISTATS 2020), arXiv:1911.02590, Eq. 3.
+        differentiation (AISTATS 2020), arXiv:1911.02590, for the implicit function theorem.
     """
     asked = as_rows(queries)
     matrix = inverse.matrix

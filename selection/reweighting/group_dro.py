@@ -42,7 +42,7 @@ class GroupDRO:
 
     References:
         Sagawa et al., Distributionally robust neural networks for group shifts (ICLR 2020),
-        arXiv:1911.08731, Alg. 1 and Eq. 5.
+        arXiv:1911.08731, Alg. 1, with its group adjustments.
     """
 
     def __init__(
