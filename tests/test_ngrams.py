@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from projections import TextBatch
 from selection import HashedNgrams
+from selection.dsir.ngrams import HashName
 from selection.dsir.noise import gumbel, row_uniforms
 from selection.dsir.pieces import cut
 from selection.dsir.unicode_classes import NUM_POINTS, OTHER, SPACE, WORD, characters
@@ -56,7 +57,8 @@ def test_the_reference_vectors_hold() -> None:
     assert len(alice) == 9  # 5 words and 4 pairs
     assert (alice[0], alice[2]) == (6720, 114)  # alice, alice went
     assert found.num_tokens.tolist()[:4] == [5, 0, 0, 6]
-    assert found.num_ngrams.tolist()[:4] == [9, 0, 0, 11]
+    assert np.diff(found.bounds).tolist()[:4] == [9, 0, 0, 11]
+    assert ngrams.num_ngrams(found.num_tokens).tolist() == np.diff(found.bounds).tolist()
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 5])
@@ -65,7 +67,7 @@ def test_sha256_buckets_are_those_of_the_standard_library(order: int, num_bucket
     found = HashedNgrams(order=order, num_buckets=num_buckets, hashing="sha256")(pa.array(TEXTS))
     expected = [oracle_buckets(text, order, num_buckets) for text in TEXTS]
     assert found.buckets.tolist() == list(chain(*expected))
-    assert found.num_ngrams.tolist() == [len(one) for one in expected]
+    assert np.diff(found.bounds).tolist() == [len(one) for one in expected]
 
 
 @settings(max_examples=150, deadline=None)
@@ -119,8 +121,12 @@ def test_a_text_has_the_same_buckets_alone_and_among_others() -> None:
     assert sliced.buckets.tolist() == together.buckets.tolist()
 
 
-def test_sums_and_counts_are_those_of_the_dense_vectors() -> None:
-    found = HashedNgrams(num_buckets=50)(pa.array(TEXTS))
+@pytest.mark.parametrize("order", [1, 2, 4])
+@pytest.mark.parametrize("hashing", ["fast", "sha256"])
+def test_sums_and_counts_are_those_of_the_dense_vectors(order: int, hashing: HashName) -> None:
+    ngrams = HashedNgrams(order=order, num_buckets=50, hashing=hashing)
+    texts = pa.array(["x y", *TEXTS, "z"]).slice(1, len(TEXTS))
+    found = ngrams(texts)
     dense = np.stack(
         [
             np.bincount(found.buckets[a:b], minlength=50)
@@ -128,10 +134,16 @@ def test_sums_and_counts_are_those_of_the_dense_vectors() -> None:
         ]
     )
     table = np.random.default_rng(0).normal(size=(3, 50))
-    np.testing.assert_allclose(found.sums(table), dense @ table.T, atol=1e-9)
-    counts = np.zeros((2, 50), np.int64)
-    found.count(np.array([0, 1, -1, 0, 1, -1]), counts)
-    np.testing.assert_array_equal(counts, [dense[[0, 3]].sum(0), dense[[1, 4]].sum(0)])
+    slots = np.array([0, 1, -1, 0, 1, -1])
+    counts = np.zeros((2, 2, 50), np.int64)
+    found.count(slots, counts[0])
+    ngrams.count(texts, slots, counts[1])
+    for one in counts:
+        np.testing.assert_array_equal(one, [dense[[0, 3]].sum(0), dense[[1, 4]].sum(0)])
+    sums, num_tokens = ngrams.sums(texts, table)
+    for each in (sums, found.sums(table)):
+        np.testing.assert_allclose(each, dense @ table.T, atol=1e-9)
+    np.testing.assert_array_equal(num_tokens, found.num_tokens)
 
 
 @pytest.mark.parametrize(

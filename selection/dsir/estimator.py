@@ -9,7 +9,7 @@ id of a row, and asking for more rows than there are returns all of them.
 
 import json
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Float, Int
 
 from projections import (
@@ -248,14 +249,13 @@ class FittedDSIR:
         texts = as_texts(raw)
         walk = self.settings.walk(texts, "weights", num_workers, None)
         walk(texts, self.weigher(), [kept], description="weighing")
-        ids = [row_id for part in kept.parts for row_id in part.batch.ids.to_pylist()]
         weights = np.concatenate([part.log_weights for part in kept.parts] or [np.empty((0, 1))])
         tokens = np.concatenate([part.num_tokens for part in kept.parts] or [np.empty(0, int)])
         names = [f"log_weight/{name}" if name else "log_weight" for name in self.targets]
         columns = dict(zip(names, weights.T.copy(), strict=True))
         provenance = {"dsir": self.describe()}
         columns["num_tokens"] = tokens
-        return Scores(as_ids(ids, "the data"), columns, provenance=provenance)
+        return Scores(_ids_of(kept.parts), columns, provenance=provenance)
 
     def select(
         self,
@@ -435,6 +435,14 @@ class Collected:
     def merge(self, other: "Collected") -> None:
         """Take the rows of others."""
         self.parts += other.parts
+
+
+def _ids_of(parts: Sequence[Weighed]) -> np.ndarray:
+    """Return the ids of all rows, whole numbers without a look at each."""
+    found = [part.batch.ids for part in parts]
+    if found and all(pa.types.is_int64(ids.type) for ids in found):
+        return as_ids(np.concatenate([ids.to_numpy() for ids in found]), "the data")
+    return as_ids([row_id for ids in found for row_id in ids.to_pylist()], "the data")
 
 
 def _check_sendable(tokenizer: Tokenizer | None, num_workers: int) -> None:

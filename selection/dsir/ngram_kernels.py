@@ -14,7 +14,8 @@ from typing import Any
 import numba
 import numpy as np
 
-NO_CLASS = np.uint8(0)  # what separates tokens
+from selection.dsir.unicode_classes import CLASS_SHIFT
+
 ONE = np.uint64(1)
 TIMES = np.uint64(0xD6E8FEB86659FD93)  # the base of the polynomial that a token's hash is
 MIX_1 = np.uint64(0xFF51AFD7ED558CCD)  # of the finaliser of MurmurHash3
@@ -22,6 +23,10 @@ MIX_2 = np.uint64(0xC4CEB9FE1A85EC53)
 STEP = np.uint64(0x9E3779B97F4A7C15)
 HALF = np.uint64(33)
 WORD_BITS = np.uint64(32)
+ASCII = np.uint64(0x80)
+LOWER = np.uint64((1 << CLASS_SHIFT) - 1)
+SHIFT = np.uint64(CLASS_SHIFT)
+NONE = np.uint64(0)
 
 
 def compiled(function: Callable[..., Any]) -> Any:
@@ -67,11 +72,48 @@ def decode(data: np.ndarray, at: int) -> tuple[int, int]:
 
 
 @compiled
+def row_hashes(
+    data: np.ndarray, start: int, end: int, entries: np.ndarray, hashes: np.ndarray
+) -> np.uint64:
+    """Hash the tokens of one row.
+
+    All numbers are unsigned, since a signed index costs a look whether it is negative. A hash
+    is written at each byte and kept at the ends of tokens, since branches would be guessed
+    wrong.
+
+    Args:
+        data: Bytes of all rows.
+        start: Where the row begins.
+        end: Where it ends.
+        entries: Class and lower case of each code point.
+        hashes: Receives one hash a token; one place more than the row has bytes.
+
+    Returns:
+        The number of tokens.
+    """
+    num, at, stop, state, value = NONE, np.uint64(start), np.uint64(end), NONE, NONE
+    while at < stop:
+        point, width = np.uint64(data[at]), ONE
+        if point >= ASCII:
+            wide, length = decode(data, np.int64(at))
+            point, width = np.uint64(wide), np.uint64(length)
+        entry = np.uint64(entries[point])
+        kind = entry >> SHIFT
+        same = kind == state
+        hashes[num] = value
+        num += np.uint64((not same) & (state != NONE))
+        value = (value * TIMES if same else NONE) + ((entry & LOWER) + ONE)
+        state = kind
+        at += width
+    hashes[num] = value
+    return num + np.uint64(state != NONE)
+
+
+@compiled
 def tokenize(
     data: np.ndarray,
     bounds: np.ndarray,
-    classes: np.ndarray,
-    lowers: np.ndarray,
+    entries: np.ndarray,
     hashes: np.ndarray,
     row_tokens: np.ndarray,
 ) -> int:
@@ -80,8 +122,7 @@ def tokenize(
     Args:
         data: Bytes of all rows.
         bounds: Where rows begin and end, ``n + 1``.
-        classes: Class of each code point; 0 separates tokens.
-        lowers: Lower case of each code point.
+        entries: Class and lower case of each code point.
         hashes: Receives one hash a token; one place more than there are bytes.
         row_tokens: Receives where the tokens of each row begin, ``n + 1``.
 
@@ -91,23 +132,9 @@ def tokenize(
     num = 0
     row_tokens[0] = 0
     for row in range(len(bounds) - 1):
-        at, state, value = bounds[row], NO_CLASS, np.uint64(0)
-        while at < bounds[row + 1]:
-            point, width = np.int64(data[at]), 1
-            if point >= 0x80:
-                point, width = decode(data, at)
-            kind = classes[point]
-            # Written at each byte and kept at the ends of tokens: branches would be guessed wrong.
-            hashes[num] = value
-            num += np.int64((kind != state) & (state != NO_CLASS))
-            kept = TIMES if kind == state else np.uint64(0)
-            value = value * kept + np.uint64(lowers[point]) + ONE
-            state = kind
-            at += width
-        hashes[num] = value
-        num += np.int64(state != NO_CLASS)
+        num += int(row_hashes(data, bounds[row], bounds[row + 1], entries, hashes[num:]))
         row_tokens[row + 1] = num
-    return int(num)
+    return num
 
 
 @compiled
@@ -216,6 +243,15 @@ def finish(value: np.uint64, length: int) -> np.uint64:
 
 
 @compiled
+def fast_bucket(hashes: np.ndarray, last: np.uint64, length: np.uint64, width: np.uint64) -> int:
+    """Return the bucket, of ``width``, of the n-gram of this length that ends at a token."""
+    value = hashes[last]
+    for back in range(ONE, length):
+        value = longer(value, hashes[last - back])
+    return ((finish(value, length) >> WORD_BITS) * width) >> WORD_BITS
+
+
+@compiled
 def fast_buckets(
     hashes: np.ndarray, row_tokens: np.ndarray, order: int, num_buckets: int, buckets: np.ndarray
 ) -> None:
@@ -224,13 +260,81 @@ def fast_buckets(
     for row in range(len(row_tokens) - 1):
         first = row_tokens[row]
         for last in range(first, row_tokens[row + 1]):
-            value = hashes[last]
             for length in range(1, min(order, last - first + 1) + 1):
-                if length > 1:
-                    value = longer(value, hashes[last - length + 1])
-                spread = finish(value, length)
-                buckets[num] = ((spread >> WORD_BITS) * width) >> WORD_BITS
+                buckets[num] = fast_bucket(hashes, np.uint64(last), np.uint64(length), width)
                 num += 1
+
+
+@compiled
+def longest_row(bounds: np.ndarray) -> int:
+    """Return the number of bytes of the longest row."""
+    longest = 0
+    for row in range(len(bounds) - 1):
+        longest = max(longest, bounds[row + 1] - bounds[row])
+    return int(longest)
+
+
+@compiled
+def count_rows(
+    data: np.ndarray,
+    bounds: np.ndarray,
+    entries: np.ndarray,
+    order: int,
+    slots: np.ndarray,
+    counts: np.ndarray,
+) -> None:
+    """Count the n-grams of each row into ``counts[slot]``, without writing them down.
+
+    Args:
+        data: Bytes of all rows.
+        bounds: Where rows begin and end, ``n + 1``.
+        entries: Class and lower case of each code point.
+        order: The longest n-gram.
+        slots: Where each row counts; negative for nowhere.
+        counts: Numbers to add to, ``S B``.
+    """
+    hashes, width = np.empty(longest_row(bounds) + 1, np.uint64), np.uint64(counts.shape[1])
+    for row in range(len(bounds) - 1):
+        if slots[row] < 0:
+            continue
+        into = counts[slots[row]]
+        num = row_hashes(data, bounds[row], bounds[row + 1], entries, hashes)
+        for length in range(ONE, np.uint64(order) + ONE):
+            for last in range(length - ONE, num):
+                into[fast_bucket(hashes, last, length, width)] += 1
+
+
+@compiled
+def sum_rows(
+    data: np.ndarray,
+    bounds: np.ndarray,
+    entries: np.ndarray,
+    order: int,
+    table: np.ndarray,
+    sums: np.ndarray,
+    num_tokens: np.ndarray,
+) -> None:
+    """Add up the entries of a table over the n-grams of each row, without writing them down.
+
+    Args:
+        data: Bytes of all rows.
+        bounds: Where rows begin and end, ``n + 1``.
+        entries: Class and lower case of each code point.
+        order: The longest n-gram.
+        table: What to add up, ``T B``.
+        sums: Receives the sums, ``n T``.
+        num_tokens: Receives the number of tokens of each row.
+    """
+    hashes, width = np.empty(longest_row(bounds) + 1, np.uint64), np.uint64(table.shape[1])
+    for row in range(len(bounds) - 1):
+        num = row_hashes(data, bounds[row], bounds[row + 1], entries, hashes)
+        num_tokens[row] = num
+        for target in range(len(table)):
+            values, total = table[target], 0.0
+            for length in range(ONE, np.uint64(order) + ONE):
+                for last in range(length - ONE, num):
+                    total += values[fast_bucket(hashes, last, length, width)]
+            sums[row, target] = total
 
 
 @compiled

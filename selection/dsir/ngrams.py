@@ -11,7 +11,15 @@ import pyarrow as pa
 from jaxtyping import Float, Int
 
 from projections import check_at_least, check_between, check_one_of
-from selection.dsir.tokens import Tokenizer, Tokens, custom_tokens, word_hashes, words
+from selection.dsir.tokens import (
+    Tokenizer,
+    Tokens,
+    custom_tokens,
+    lowered_bytes,
+    word_hashes,
+    words,
+)
+from selection.dsir.unicode_classes import characters
 
 HashName = Literal["fast", "sha256"]
 MAX_BUCKETS = (1 << 31) - 1  # they are kept as int32
@@ -75,6 +83,53 @@ class HashedNgrams:
             self._sha256(tokens, buckets)
         return NgramBatch(buckets, bounds, np.diff(tokens.bounds))
 
+    def count(
+        self, texts: pa.Array, slots: Int[np.ndarray, " n"], counts: Int[np.ndarray, "S B"]
+    ) -> None:
+        """Add the n-grams of each row to the counts of a set, or to none.
+
+        Args:
+            texts: Arrow array of text.
+            slots: The set of each row; negative for none.
+            counts: Counts to add to.
+        """
+        if not self._in_one_sweep:
+            self(texts).count(slots, counts)
+            return
+        from selection.dsir import ngram_kernels as kernels
+
+        entries = characters().entries
+        kernels.count_rows(*lowered_bytes(texts), entries, self.order, slots, counts)
+
+    def sums(
+        self, texts: pa.Array, table: Float[np.ndarray, "T B"]
+    ) -> tuple[Float[np.ndarray, "n T"], Int[np.ndarray, " n"]]:
+        """Return the sum of a table over the n-grams of each row, and its number of tokens.
+
+        Args:
+            texts: Arrow array of text.
+            table: A number for each bucket.
+        """
+        if not self._in_one_sweep:
+            found = self(texts)
+            return found.sums(table), found.num_tokens
+        from selection.dsir import ngram_kernels as kernels
+
+        sums, num_tokens = np.empty((len(texts), len(table))), np.empty(len(texts), dtype=np.int64)
+        entries = characters().entries
+        kernels.sum_rows(*lowered_bytes(texts), entries, self.order, table, sums, num_tokens)
+        return sums, num_tokens
+
+    @property
+    def _in_one_sweep(self) -> bool:
+        """Whether buckets follow from the bytes of a text, with no tokens in between."""
+        return self.tokenizer is None and self.hashing == "fast"
+
+    def num_ngrams(self, num_tokens: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+        """Return the number of n-grams of rows of so many tokens."""
+        lengths = np.arange(1, self.order + 1)
+        return np.maximum(num_tokens[:, None] - lengths + 1, 0).sum(1)
+
     def _tokens(self, texts: pa.Array) -> Tokens:
         """Return the tokens of texts, themselves only if SHA-256 needs them."""
         if self.tokenizer is not None:
@@ -112,11 +167,6 @@ class NgramBatch:
     buckets: Int[np.ndarray, " g"]
     bounds: Int[np.ndarray, " n1"]
     num_tokens: Int[np.ndarray, " n"]
-
-    @property
-    def num_ngrams(self) -> Int[np.ndarray, " n"]:
-        """Number of n-grams of each row."""
-        return np.diff(self.bounds)
 
     def count(self, slots: Int[np.ndarray, " n"], counts: Int[np.ndarray, "S B"]) -> None:
         """Add each row to the counts of a set, or to none where its slot is negative."""

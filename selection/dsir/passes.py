@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from projections import Block, FolderCheckpoint, TextBatch, Texts, ordered_map, track
-from selection.dsir.ngrams import HashedNgrams, NgramBatch
+from selection.dsir.ngrams import HashedNgrams
 from selection.dsir.noise import row_uniforms
 from selection.dsir.on_ray import merge_on_ray, results_on_ray
 from selection.dsir.pieces import cut
@@ -154,12 +154,11 @@ class CountRows:
         block, lowest = item
         batch, _ = cut(block.batch(), self.chunk_tokens)
         levels = self._levels(batch.ids)
-        kept = np.flatnonzero(levels >= lowest)
-        levels = levels[kept]
-        found = self.ngrams(batch.texts.take(pa.array(kept)))
-        present, slots = np.unique(levels, return_inverse=True)
+        present, slots = np.unique(levels[levels >= lowest], return_inverse=True)
         counts = np.zeros((len(present), self.ngrams.num_buckets), dtype=np.int64)
-        found.count(slots.astype(np.int64), counts)
+        places = np.full(len(levels), -1)
+        places[levels >= lowest] = slots
+        self.ngrams.count(batch.texts, places, counts)
         rows = np.bincount(slots, minlength=len(present)).tolist()
         by_level = present.tolist()
         return Counted(
@@ -283,11 +282,13 @@ class WeighRows:
         """Weigh the rows of a block."""
         block, _ = item
         batch, origin = cut(block.batch(), self.chunk_tokens)
-        found = self.ngrams(batch.texts)
+        weights, num_tokens = self.weights(batch.texts)
         kept = batch if self.keep_texts else replace(batch, texts=batch.texts[:0])
-        return Weighed(kept, origin, self.weights(found), found.num_tokens, block.size)
+        return Weighed(kept, origin, weights, num_tokens, block.size)
 
-    def weights(self, found: NgramBatch) -> Float[np.ndarray, "n T"]:
-        """Return the log weights of rows."""
-        sums = found.sums(self.table)
-        return sums / np.maximum(found.num_ngrams, 1)[:, None] if self.mean else sums
+    def weights(self, texts: pa.Array) -> tuple[Float[np.ndarray, "n T"], Int[np.ndarray, " n"]]:
+        """Return the log weights of rows, and their numbers of tokens."""
+        sums, num_tokens = self.ngrams.sums(texts, self.table)
+        if self.mean:
+            sums /= np.maximum(self.ngrams.num_ngrams(num_tokens), 1)[:, None]
+        return sums, num_tokens

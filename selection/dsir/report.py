@@ -152,16 +152,15 @@ class SurveyRows:
         """Look at a block."""
         block, _ = item
         batch, _ = cut(block.batch(), self.weigher.chunk_tokens)
-        found = self.weigher.ngrams(batch.texts)
+        weights, num_tokens = self.weigher.weights(batch.texts)
         ids = batch.ids.cast(pa.large_string()).to_pylist()
         kept = np.array([row_id in self.kept for row_id in ids], dtype=bool)
         drawn = row_uniforms(batch.ids, seed=self.seed, name="dsir/random") < self.share
-        drawn &= found.num_tokens >= self.min_length
-        counts = np.zeros((3, self.weigher.ngrams.num_buckets), dtype=np.int64)
-        for slot, wanted in enumerate((np.ones(len(ids), bool), kept, drawn)):
-            found.count(np.where(wanted, slot, -1), counts)
-        weights = self.weigher.weights(found)
-        return Surveyed(batch, weights, found.num_tokens, kept, counts, block.size)
+        drawn &= num_tokens >= self.min_length
+        groups = np.zeros((4, self.weigher.ngrams.num_buckets), dtype=np.int64)
+        self.weigher.ngrams.count(batch.texts, kept + 2 * drawn, groups)
+        counts = np.stack([groups.sum(0), groups[1] + groups[3], groups[2] + groups[3]])
+        return Surveyed(batch, weights, num_tokens, kept, counts, block.size)
 
 
 class Survey:

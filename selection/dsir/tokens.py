@@ -33,11 +33,10 @@ def word_hashes(texts: pa.Array) -> Tokens:
     r"""Return the hashes of the words and punctuation of texts, ``\w+|[^\w\s]+``."""
     from selection.dsir import ngram_kernels as kernels  # it loads numba, which takes a while
 
-    data, bounds = bytes_and_bounds(_lowered(texts))
-    table = characters()
+    data, bounds = lowered_bytes(texts)
     hashes = np.empty(len(data) + 1, dtype=np.uint64)
     rows = np.empty(len(bounds), dtype=np.int64)
-    num = kernels.tokenize(data, bounds, table.classes, table.lowers, hashes, rows)
+    num = kernels.tokenize(data, bounds, characters().entries, hashes, rows)
     return Tokens(hashes[:num], rows)
 
 
@@ -45,7 +44,7 @@ def words(texts: pa.Array) -> Tokens:
     """Return the words and punctuation of texts with their hashes."""
     from selection.dsir import ngram_kernels as kernels
 
-    data, bounds = bytes_and_bounds(_lowered(texts))
+    data, bounds = lowered_bytes(texts)
     table = characters()
     text = np.empty(GROWTH * len(data) + 1, dtype=np.uint8)
     spans = np.empty((len(data) + 1, 2), dtype=np.int64)
@@ -94,15 +93,15 @@ def bytes_and_bounds(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     return np.frombuffer(data or b"", np.uint8), starts
 
 
-def _lowered(texts: pa.Array) -> pa.Array:
-    """Return texts, in lower case where a character needs its neighbours for that."""
+def lowered_bytes(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Return bytes and bounds, in lower case where a character needs its neighbours for that."""
     from selection.dsir import ngram_kernels as kernels
 
     data, bounds = bytes_and_bounds(texts)
     if not kernels.has_special(data[bounds[0] : bounds[-1]]):
-        return texts
+        return data, bounds
     plain = [
         text.lower() if any(letter in text for letter in SPECIAL) else text
         for text in texts.to_pylist()
     ]
-    return pa.array(plain, pa.large_string())
+    return bytes_and_bounds(pa.array(plain, pa.large_string()))

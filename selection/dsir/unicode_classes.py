@@ -7,12 +7,13 @@ characters whose lower case is no single character of its own, ``SPECIAL``.
 
 import re
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 
 NUM_POINTS = 0x110000
 SPACE, WORD, OTHER = 0, 1, 2
+CLASS_SHIFT = 24  # where the class stands in an entry
 SPECIAL = "\u03a3\u0130"  # final sigma depends on its neighbours; dotted I becomes two
 
 
@@ -27,6 +28,11 @@ class Characters:
 
     classes: np.ndarray
     lowers: np.ndarray
+
+    @cached_property
+    def entries(self) -> np.ndarray:
+        """Class and lower case in one number, so that one look finds both."""
+        return (self.classes.astype(np.uint32) << CLASS_SHIFT) | self.lowers
 
 
 @cache
