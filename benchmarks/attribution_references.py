@@ -25,7 +25,7 @@ def check_evaluator(data: Path | None) -> list[str]:
     signs = np.where(labels[:, None] == own[None, :], 1.0, -1.0)
     texts = [[row["text"] for row in part] for part in (asked, rows)]
     words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=2).fit(texts[1])
-    pairs = (words.transform(texts[0]) @ words.transform(texts[1]).T).toarray()
+    pairs = (words.transform(texts[0]) @ words.transform(texts[1]).T).toarray()  # pyright: ignore
     signed = LabelSigned(method=TFIDF()).fit(None, rows)
     order = np.random.default_rng(0).permutation(len(rows))
     found = {

@@ -327,7 +327,7 @@ def trec_weak(data: Path | None) -> Setup:
     names = sorted({row["label"] for row in rows})
     words = TfidfVectorizer(sublinear_tf=True, ngram_range=(1, 2), min_df=2)
     wide = words.fit_transform([row["text"] for row in rows])
-    width = min(128, wide.shape[1] - 1)
+    width = min(128, wide.shape[1] - 1)  # pyright: ignore
     narrow = TruncatedSVD(width, random_state=0).fit(wide)
 
     def batch(part: list[dict[str, Any]], column: str) -> Batch:

@@ -160,7 +160,7 @@ def load(chosen: argparse.Namespace) -> tuple[Task, list[Any]]:
     files = sorted(chosen.data.glob("*.jsonl*"))
     share = -(-count // len(files))
     for path in files:
-        texts = (row["text"] for row in read_dataset(str(path)))
+        texts = read_dataset(str(path))["text"]
         tokens = (tokenizer(text)["input_ids"][: chosen.length] for text in texts)
         whole = (ids for ids in tokens if len(ids) == chosen.length)
         rows.extend({"input_ids": ids} for ids, _ in zip(whole, range(share), strict=False))

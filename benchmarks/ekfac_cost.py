@@ -21,6 +21,7 @@ from measuring import options, parse, publish, table
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from influence import EKFAC, FittedCurvature, make_plan
+from influence.ekfac import FisherName
 from projections import CausalLM, PassSettings
 
 LAYERS = ("*_proj",)
@@ -95,7 +96,11 @@ class Timed:
 
 
 def ours(
-    model: LlamaForCausalLM, train: np.ndarray, queries: np.ndarray, setting: Setting, fisher: str
+    model: LlamaForCausalLM,
+    train: np.ndarray,
+    queries: np.ndarray,
+    setting: Setting,
+    fisher: FisherName,
 ) -> Timed:
     """Fit and score by gradsift."""
     task = CausalLM(model)
@@ -133,7 +138,7 @@ def product_rate() -> float:
     best = float("inf")
     for _ in range(5):
         start = time.perf_counter()
-        square @ square
+        _ = square @ square
         best = min(best, time.perf_counter() - start)
     return SIDE**3 / best
 

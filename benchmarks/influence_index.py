@@ -37,7 +37,7 @@ from influence import (
 )
 from influence.eigen_index import RowGram
 from influence.linear_layers import linear_uses
-from influence.row_gram import default_damping, pick_target
+from influence.row_gram import TargetName, default_damping, pick_target
 from influence.whitening import Whitening
 from projections import (
     SJLT,
@@ -50,6 +50,7 @@ from projections import (
     Projector,
     QueryTask,
     Sketch,
+    describe,
     find_components,
     fingerprint_model,
     random_kronecker,
@@ -60,6 +61,7 @@ READING = PassSettings(batch_size=256, max_tokens=8192, kinds=("linear",))
 MULTIPLES = (0.1, 0.3, 1.0, 3.0, 10.0)
 LISTS = (10, 100, 300)
 SEEDS = {"convolutional": 6, "language": 2}  # models a half; three if not said
+TOWARDS: dict[TargetName, str] = {"ones": "the identity", "curvature": "EK-FAC"}
 WIDEST_SWEPT = 8192  # beyond, a Cholesky factor a damping takes minutes
 HEAD = ["method", "numbers", "LDS at the default", "best LDS of the sweep", "at", "recall", "bytes"]
 
@@ -108,7 +110,7 @@ class Whitened:
             out.index_add_(1, slots.flatten(), (rotated * signs).flatten(1))
 
     def describe(self) -> dict[str, object]:
-        return {"kind": "Whitened", "inner": self.inner.describe()}
+        return {"kind": "Whitened", "inner": describe(self.inner)}
 
 
 def hash_of(name: str) -> int:
@@ -233,7 +235,7 @@ def indexes(bench: Bench, num_dims: int) -> Iterator[Measured]:
         scores["default" if multiple == 1 else f"{multiple:g} x default"] = asked @ train.T
     yield Measured("eigenbasis, eigenvalues", f"{num_dims:,}", scores, train[0].nbytes)
     for labels, gram in bench.grams(projector, train).items():
-        for name, towards in (("ones", "the identity"), ("curvature", "EK-FAC")):
+        for name, towards in TOWARDS.items():
             target = pick_target(name, bench.fitted, projector)
             method = f"eigenbasis, Gram of {labels} labels towards {towards}"
             yield bench.by_gram(method, gram, target, rows)
@@ -304,7 +306,7 @@ def by_likelihood(bench: Bench, num_dims: int) -> Iterator[list[str]]:
     train, queries = bench.rows(projector)
     gram = train.T @ train / len(train)
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
-    for name, towards in (("ones", "the identity"), ("curvature", "EK-FAC")):
+    for name, towards in TOWARDS.items():
         target = pick_target(name, bench.fitted, projector)
         default = default_damping(gram, target, len(train))
         rows = torch.from_numpy(train).double() / target.sqrt()

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -94,7 +95,7 @@ def main() -> None:
     )
     score = time.perf_counter() - start
     scores = analyzer.load_pairwise_scores("scores")["all_modules"].float().numpy()
-    times = {"fit": fit, "score": score, "decompositions": decompositions}
+    times: dict[str, Any] = {"fit": fit, "score": score, "decompositions": decompositions}
     np.savez(request["out"], scores=scores, **times)
 
 

@@ -90,9 +90,9 @@ def build_corpus(
     encoder = byte_pairs([text[:2000] for text in generic[::2]], VOCABULARY)
     shown = [text for text in held[target] if passages(encoder, [text], length)][:num_target]
     words = TfidfVectorizer(max_features=20_000, sublinear_tf=True).fit(generic)
-    rows = words.transform(generic)
+    rows: Any = words.transform(generic)
     squeezed = TruncatedSVD(min(64, rows.shape[1] - 1), random_state=seed).fit(rows)
-    vectors = normalize(squeezed.transform(rows))
+    vectors: Any = normalize(squeezed.transform(rows))
     clusters = KMeans(num_clusters=num_domains, spherical=True, seed=seed)
     centers = cluster_centers(clusters.fit(Embeddings(vectors)), unit_length=True)
     places = centers.nearest(vectors)

@@ -133,7 +133,7 @@ def trec(folder: Path) -> Problem:
     test = _read(folder / "test.jsonl.gz")
     names = sorted({row["label"] for row in rows})
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, max_features=500, sublinear_tf=True)
-    sparse = vectorizer.fit_transform([row["text"] for row in rows])
+    sparse: Any = vectorizer.fit_transform([row["text"] for row in rows])
     held_out: Any = vectorizer.transform([row["text"] for row in test])
 
     def numbers(some: Sequence[dict[str, Any]], column: str) -> Tensor:

@@ -5,6 +5,7 @@
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas
@@ -39,12 +40,19 @@ def made_up(rows: int, seed: int) -> tuple[np.ndarray, pandas.DataFrame]:
     return mixtures, pandas.DataFrame(np.stack(losses, axis=1), columns=columns)
 
 
+def rank_correlation(predicted: np.ndarray, true: Any) -> float:
+    """Return Spearman's correlation in per cent."""
+    found: Any = spearmanr(predicted, true)
+    return 100 * float(found.statistic)
+
+
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--data", type=Path, help="folder with the tables of RegMix")
     chosen = parse(parser)
     few = chosen.quick or chosen.data is None
-    mixtures, losses = made_up(60, 0) if few else read(chosen.data, "train", "1m")
+    folder = chosen.data or Path()
+    mixtures, losses = made_up(60, 0) if few else read(folder, "train", "1m")
     methods = {
         "linear": LinearLosses(),
         "boosted trees": BoostedLosses(num_trees=20 if few else 1000, seed=0),
@@ -54,18 +62,16 @@ def main() -> None:
         predict = method.fit(mixtures, losses.to_numpy())
         cells = []
         for place, scale in enumerate(SCALES):
-            asked, true = made_up(30, place + 1) if few else read(chosen.data, "test", scale)
+            asked, true = made_up(30, place + 1) if few else read(folder, "test", scale)
             # Larger models were measured on other columns' order: matched by name.
             predicted = predict(asked)
             found = [
-                100 * spearmanr(predicted[:, at], true[column]).statistic
+                rank_correlation(predicted[:, at], true[column])
                 for at, column in enumerate(losses.columns)
                 if column in true
             ]
-            own = (
-                100
-                * spearmanr(predicted[:, list(losses.columns).index(SHOWN)], true[SHOWN]).statistic
-            )
+            shown = predicted[:, list(losses.columns).index(SHOWN)]
+            own = rank_correlation(shown, true[SHOWN])
             cells += [f"{own:.1f}", f"{PUBLISHED[name][place]}", f"{np.mean(found):.1f}"]
         best = best_mixture(
             predict,

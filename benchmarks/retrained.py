@@ -4,6 +4,10 @@ What retraining did is kept in a file, since it takes most of the time and no me
 changes it. Sizes are such that a set-up takes minutes on one core.
 """
 
+# pyright: reportCallIssue=false, reportArgumentType=false
+# NOTE: arguments are unpacked from lists, and what is kept goes by this code: only comments
+# may change without hours of retraining.
+
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise

@@ -147,7 +147,7 @@ def divergence(held_out: Sequence[str], texts: Sequence[str]) -> float:
 def perplexity(hidden: Hidden, chosen: Sequence[str], sizes: Sizes, seed: int) -> float:
     """Return the perplexity a token of held-out text after training on what was chosen."""
     random = np.random.default_rng(seed)
-    order = random.permutation(len(chosen)).tolist()
+    order: list[int] = random.permutation(len(chosen)).tolist()
     train = sequences([hidden.tokens[chosen[n]] for n in order])
     train = train[: max(hidden.budget // LENGTH - 1, 1)]
     held_out = sequences(hidden.held_out_tokens)
@@ -247,7 +247,9 @@ def main() -> None:
                         chosen.cache.write_text(json.dumps(known))
                 results.setdefault(domain, {}).setdefault(method, []).append(known[key])
     publish(
-        "Texts chosen for a target", [__doc__.partition("\n\n")[2], report(results)], chosen.out
+        "Texts chosen for a target",
+        [str(__doc__).partition("\n\n")[2], report(results)],
+        chosen.out,
     )
 
 

@@ -83,8 +83,9 @@ def bm25(asked: Question) -> np.ndarray:
     words = bm25s.tokenize([row["text"] for row in asked.raw], show_progress=False)
     index = bm25s.BM25()
     index.index(words, show_progress=False)
-    texts = [asked.target[n] for n in random.choice(len(asked.target), number, replace=False)]
-    queries = bm25s.tokenize(texts, return_ids=False, show_progress=False)
+    picked: list[int] = random.choice(len(asked.target), number, replace=False).tolist()
+    texts = [asked.target[n] for n in picked]
+    queries: Any = bm25s.tokenize(texts, return_ids=False, show_progress=False)
     scores = np.mean([index.get_scores(sorted(set(query))) for query in queries], axis=0)
     return asked.ordered(scores)
 
