@@ -369,6 +369,25 @@ class FittedCurvature:
                 f"{self.model}; this model is {found}. Fit it again, or load that model."
             )
 
+    def to(self, device: str | torch.device) -> "FittedCurvature":
+        """Return the same curvature on a device; what layers share stays shared.
+
+        It works from wherever it is: what a layer needs is moved when it is needed. So one that
+        was loaded, or fitted in partitions, is worth moving where the device has room for it.
+        """
+        moved: dict[int, Rotation] = {}
+        for layer in self.layers.values():
+            for side in (layer.left, layer.right):
+                if id(side) not in moved:
+                    moved[id(side)] = side.to(torch.device(device))
+        layers = {
+            name: LayerCurvature(
+                moved[id(layer.left)], moved[id(layer.right)], layer.eigenvalues.to(device)
+            )
+            for name, layer in self.layers.items()
+        }
+        return replace(self, layers=layers)
+
     def save(self, path: str | Path) -> None:
         """Write one safetensors file; shared factors once."""
         note = {
@@ -382,7 +401,7 @@ class FittedCurvature:
 
     @classmethod
     def load(cls, path: str | Path, *, damping: Damping | None = None) -> "FittedCurvature":
-        """Read a saved curvature.
+        """Read a saved curvature into memory.
 
         Args:
             path: The file.
@@ -392,7 +411,30 @@ class FittedCurvature:
             StoreMismatchError: The file is none, or damaged, or its damping is a rule of
                 the user's own, which must then be given.
         """
-        layers, note = read_layers(Path(path))
+        # Copies are aligned as fresh tensors are, and so give the same bits.
+        return cls._of(*read_layers(Path(path), torch.Tensor.clone), damping)
+
+    @classmethod
+    def open(cls, path: str | Path, *, damping: Damping | None = None) -> "FittedCurvature":
+        """Return a saved curvature that stays in its file, and is read where it is used.
+
+        It takes no memory of its own: the processes of a machine share what the system keeps
+        of the file.
+
+        Args:
+            path: The file, which must stay as it is.
+            damping: As in `load`.
+
+        Raises:
+            StoreMismatchError: As in `load`.
+        """
+        return cls._of(*read_layers(Path(path), lambda tensor: tensor), damping)
+
+    @classmethod
+    def _of(
+        cls, layers: dict[str, LayerCurvature], note: dict[str, Any], damping: Damping | None
+    ) -> "FittedCurvature":
+        """Return what a file holds."""
         patterns = note["layers"]
         gradients = note.get("gradients", {})
         settings = PassSettings(

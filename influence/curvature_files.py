@@ -4,7 +4,7 @@ Rotations that layers share are written once, under the name of the first that h
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,19 @@ def write_layers(path: Path, layers: Mapping[str, LayerCurvature], note: Mapping
         file.write(save(tensors, metadata={"gradsift": text}))
 
 
-def read_layers(path: Path) -> tuple[dict[str, LayerCurvature], dict[str, Any]]:
+def read_layers(
+    path: Path, keep: Callable[[Tensor], Tensor]
+) -> tuple[dict[str, LayerCurvature], dict[str, Any]]:
     """Return what `write_layers` wrote: the layers, and the note.
+
+    Args:
+        path: The file.
+        keep: From a tensor that lies in the file to what is kept of it.
 
     Raises:
         StoreMismatchError: The file is none, or damaged.
     """
-    tensors, note = _read(path)
+    tensors, note = _read(path, keep)
     rotations: dict[str, Rotation] = {}
     layers = {}
     for name, sides in note["index"].items():
@@ -59,13 +65,12 @@ def read_layers(path: Path) -> tuple[dict[str, LayerCurvature], dict[str, Any]]:
     return layers, note
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read(path: Path, keep: Callable[[Tensor], Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors of a file and what is said of them."""
     try:
         with safe_open(str(path), "pt") as file:
             note = json.loads((file.metadata() or {}).get("gradsift", "{}"))
-            # Copies are aligned as fresh tensors are, and so give the same bits.
-            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+            tensors = {key: keep(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118
     except Exception as error:  # safetensors raises its own type and OSError
         raise StoreMismatchError(
             f"{path} must be a saved curvature, and cannot be read: {error}. Fit it again."

@@ -28,6 +28,7 @@ from projections import (
     as_rows,
     check_at_least,
     check_one_of,
+    current_ranks,
     describe,
     find_components,
     fingerprint_model,
@@ -100,7 +101,8 @@ class EKFAC:
             settings: Layers and batching. Of these, linear maps and convolutions are taken.
             path: Folder in which a fit that was stopped goes on.
             partitions: Components that are fitted together, of `make_plan`, where the factors
-                of all do not fit the memory; each takes two passes of its own.
+                of all do not fit the memory; each takes two passes of its own. Those that are
+                fitted stay in files of ``path``, or without one in the memory of the machine.
             memory: Bytes for the factors, such as ``"8GB"``, from which a plan makes partitions.
 
         Raises:
@@ -163,7 +165,8 @@ class EKFAC:
         layers = {
             name: replace(
                 layer,
-                eigenvalues=(layer.eigenvalues * before + means[name] * more) / (before + more),
+                eigenvalues=(layer.eigenvalues.to(means[name]) * before + means[name] * more)
+                / (before + more),
             )
             for name, layer in fitted.layers.items()
         }
@@ -188,13 +191,13 @@ class EKFAC:
         path: str | Path | None,
         partitions: Sequence[Sequence[str]],
     ) -> FittedCurvature:
-        """Fit a few components at a time."""
+        """Fit a few components at a time, and put those that are done out of the way."""
         whole = linear_settings(settings)
         layers: dict[str, LayerCurvature] = {}
         for number, names in enumerate(partitions):
             folder = None if path is None else Path(path) / f"partition-{number}"
             some = replace(whole, layers=tuple(names))
-            layers |= self.fit(task, data, settings=some, path=folder).layers
+            layers |= _put_away(self.fit(task, data, settings=some, path=folder), folder).layers
         return _Fit(self, task, as_rows(data), whole, path).result(layers)
 
 
@@ -233,6 +236,15 @@ class KFAC(EKFAC):
             for name, (left, right, products) in decompose(covariances).items()
         }
         return walk.result(layers)
+
+
+def _put_away(fitted: FittedCurvature, folder: Path | None) -> FittedCurvature:
+    """Leave a partition in a file of its folder, which all ranks read, or beside the device."""
+    if folder is None:
+        return fitted.to("cpu")
+    file = folder / "fitted.safetensors"
+    current_ranks().on_first(lambda: fitted.save(file), "a partition")
+    return FittedCurvature.open(file)
 
 
 def linear_settings(settings: PassSettings | None) -> PassSettings:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,16 @@ from influence import (
     Rotation,
     make_plan,
 )
-from projections import CausalLM, Classification, PassSettings, Regression, StoreMismatchError, Task
+from influence.linear_layers import KINDS
+from projections import (
+    CausalLM,
+    Classification,
+    PassSettings,
+    Regression,
+    StoreMismatchError,
+    Task,
+    find_components,
+)
 
 EXACT = 1e-8  # float64 sums in another order
 
@@ -66,9 +76,9 @@ class TinyLM(nn.Module):
         x = self.table(input_ids)
         scores = self.query(x) @ self.key(x).mT
         t = x.shape[1]
-        seen = torch.tril(torch.ones(t, t, dtype=torch.bool))
+        seen = torch.tril(torch.ones(t, t, dtype=torch.bool, device=x.device))
         allowed = seen & attention_mask[:, None, :].bool()
-        allowed = allowed | torch.eye(t, dtype=torch.bool)
+        allowed = allowed | torch.eye(t, dtype=torch.bool, device=x.device)
         weights = scores.masked_fill(~allowed, -torch.inf).softmax(-1)
         return self.head(x + weights @ self.value(x))
 
@@ -381,6 +391,37 @@ def test_a_fit_in_partitions_is_the_same_fit(case) -> None:
         whole.scores(task, queries, train).values,
         rtol=EXACT,
     )
+
+
+def test_partitions_that_are_fitted_stay_in_files_and_take_no_memory(case, tmp_path) -> None:
+    task, train, queries = case
+    parts = [[name] for name in find_components(task.model, kinds=KINDS).components]
+    fitted = EKFAC(seed=0).fit(task, train, partitions=parts, path=tmp_path)
+    files = [tmp_path / f"partition-{n}" / "fitted.safetensors" for n in range(len(parts))]
+    maps = Path("/proc/self/maps")
+    if maps.exists():
+        mapped = maps.read_text()
+        assert all(str(file) in mapped for file in files)
+    whole = EKFAC(seed=0).fit(task, train).scores(task, queries, train).values
+    atol = EXACT * np.abs(whole).max()
+    found = fitted.scores(task, queries, train).values
+    np.testing.assert_allclose(found, whole, rtol=EXACT, atol=atol)
+    loaded = FittedCurvature.load(files[0])
+    for name, layer in FittedCurvature.open(files[0]).layers.items():
+        assert torch.equal(layer.eigenvalues, loaded.layers[name].eigenvalues)
+    with pytest.raises(StoreMismatchError, match="must be a saved curvature"):
+        FittedCurvature.open(tmp_path / "none")
+
+
+def test_layers_that_share_their_inputs_share_them_on_another_device() -> None:
+    torch.manual_seed(0)
+    task = CausalLM(TinyLM().double().eval())
+    fitted = EKFAC(seed=0).fit(task, texts(5))
+    moved = fitted.to("cpu")
+    query, key, value = (moved.layers[name] for name in ("query", "key", "value"))
+    assert query.right is key.right
+    assert value.right is not key.right
+    assert moved.layers.keys() == fitted.layers.keys()
 
 
 def test_a_fit_that_is_continued_has_the_means_over_all_data(case) -> None:

@@ -36,7 +36,10 @@ def test_a_fully_sharded_model_gives_what_it_gives_in_one_piece_in_partitions_of
     tmp_path: Path,
 ) -> None:
     launch(2, tmp_path, "checkpointed")
-    assert int(np.load(tmp_path / "rank0.npz")["checkpointed: partitions"]) > 1
+    partitions = int(np.load(tmp_path / "rank0.npz")["checkpointed: partitions"])
+    assert partitions > 1
+    kept = list((tmp_path / "fit checkpointed").glob("partition-*/fitted.safetensors"))
+    assert len(kept) == partitions  # which all ranks read, where they have no more than one
     for rank in (0, 1):
         check_same(tmp_path, rank, "checkpointed")
     said = (tmp_path / "refusals").read_text()
