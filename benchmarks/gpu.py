@@ -15,10 +15,11 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ from selection import DGA
 SIDE = 8192  # of the product that shows what a card can do
 LAYERS = ("*_proj",)
 FACTORED = ("*layers.0.*_proj", "*layers.1.*_proj")  # of EK-FAC where all layers take too long
+TESTS_SECONDS = 150
 AIMS = {"160M": 0.3, "1B": 0.8}  # share of a plain step's rate that building an index keeps
 
 
@@ -316,7 +318,7 @@ def search(device: torch.device, quick: bool) -> list[list[str]]:
         asked = torch.randn(queries, dims, device=device, dtype=dtype)
 
         def run(asked: torch.Tensor = asked) -> None:
-            best = BestRows(len(asked), 10)
+            best = BestRows(len(asked), 10, device)
             best.offer((asked @ rows.mT).float(), places)
 
         def bare(asked: torch.Tensor = asked) -> None:
@@ -387,31 +389,61 @@ def tests(device: torch.device) -> str:
     """Run the tests that need a card, and return their last line."""
     if device.type != "cuda":
         return "no card here, so that the tests marked `gpu` did not run"
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-x", "tests"]
+    command = [sys.executable, "-m", "pytest", "-q", "tests/test_on_a_card.py"]
     if importlib.util.find_spec("pytest") is None:
         return "pytest is not installed, so that the tests marked `gpu` did not run"
-    done = subprocess.run(
-        command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, check=False
-    )
+    root = Path(__file__).parent.parent
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=root, check=False, timeout=TESTS_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return f"they took longer than {TESTS_SECONDS} s"
     return (done.stdout.strip().splitlines() or [done.stderr[-200:]])[-1]
 
 
-def rows_of(chosen: Namespace, device: torch.device, folder: Path) -> tuple[list[Any], list[str]]:
-    """Return the lines of the table, and what the time did not suffice for."""
-    until = time.monotonic() + 60 * chosen.minutes
-    lines, left_out = [], []
+@dataclass
+class Outcome:
+    """What a run has found, and what it has not.
+
+    Args:
+        lines: Of the table.
+        left_out: What the time did not suffice for.
+        failed: What ended with an error, and how.
+    """
+
+    lines: list[list[str]] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def going_on(self, what: str) -> Iterator[None]:
+        """Note an error and go on with the rest: a card is lent for minutes."""
+        try:
+            yield
+        except Exception as error:
+            traceback.print_exc()
+            self.failed.append(f"{what}: {error!r}"[:300])
+
+
+def measured(chosen: Namespace, device: torch.device, folder: Path, until: float) -> Outcome:
+    """Return what was measured until a time; an error of one stage leaves the others."""
+    found = Outcome()
     for size in QUICK if chosen.quick or device.type == "cpu" else FULL:
         for precision in PRECISIONS if device.type == "cuda" else PRECISIONS[:1]:
             with precision_of(precision):
                 bench = Bench(size, precision, device)
                 for name, run in stages(bench, folder):
                     if time.monotonic() > until:
-                        left_out.append(f"{size.name} {precision} {name}")
+                        found.left_out.append(f"{size.name} {precision} {name}")
                         continue
-                    run()
-                lines += bench.lines
+                    with found.going_on(f"{size.name} {precision} {name}"):
+                        run()
+                found.lines += bench.lines
                 nn.Module.to(bench.model, "cpu")
-    return lines, left_out
+                if device.type == "cuda":
+                    torch.cuda.empty_cache()
+    return found
 
 
 def main() -> None:
@@ -419,12 +451,15 @@ def main() -> None:
     parser: ArgumentParser = options(__doc__)
     parser.add_argument("--minutes", type=float, default=8.0, help="after which nothing begins")
     chosen = parse(parser)
+    until = time.monotonic() + 60 * chosen.minutes
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else "no card"
     ended = tests(device)
     with tempfile.TemporaryDirectory() as folder:
-        lines, left_out = rows_of(chosen, device, Path(folder))
-    found = search(device, chosen.quick or device.type == "cpu")
+        done = measured(chosen, device, Path(folder), until)
+    found = []
+    with done.going_on("exact search"):
+        found = search(device, chosen.quick or device.type == "cpu")
     head = ["model", "precision", "stage", "seconds", "tokens/s", "time / plain step"]
     head += ["share of the product rate", "peak GB", "planned GB"]
     notes = [
@@ -436,18 +471,21 @@ def main() -> None:
             f"{aim:.0%} of the rate of a plain step at {size}" for size, aim in AIMS.items()
         )
         + ".",
-        "Left out for want of time: " + (", ".join(left_out) or "nothing") + ".",
+        "Left out for want of time: " + (", ".join(done.left_out) or "nothing") + ".",
+        "Ended with an error: " + ("; ".join(done.failed) or "nothing") + ".",
         f"Tests on the card: {ended}.",
     ]
     if importlib.util.find_spec("kronfluence") is None:
         notes.append("`kronfluence` is not installed here, so that nothing stands beside EK-FAC.")
     parts = [
-        table(head, lines),
+        table(head, done.lines),
         "## Exact search",
         table(["search", "milliseconds", "time / product and top-k", "GB/s of rows"], found),
         "\n\n".join(notes),
     ]
     publish("On a card", parts, chosen.out)
+    if done.failed:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ def choose_coordinates(
     total = sum(layer.eigenvalues.numel() for layer in layers.values())
     check_between("num_dims", num_dims, 1, total, "the number of coordinates of all layers")
     names = list(layers)
-    values = [layers[name].eigenvalues.flatten() for name in names]
+    values = [layers[name].eigenvalues.flatten().cpu() for name in names]
     # A layer without any gradient has mean zero; its coordinates come last.
     relative = torch.cat([v / v.mean().clamp(min=torch.finfo(v.dtype).tiny) for v in values])
     order = relative.sort(descending=True, stable=True).indices[:num_dims]
@@ -118,7 +118,7 @@ def choose_coordinates(
             kept[name] = _kept(layers[name], flat, slots)
     digest = sha256(model.encode())
     digest.update(order.numpy().tobytes())
-    digest.update(eigenvalues.cpu().contiguous().numpy().tobytes())
+    digest.update(eigenvalues.contiguous().numpy().tobytes())
     return EigenProjector(num_dims, digest.hexdigest()[:16], eigenvalues, kept)
 
 

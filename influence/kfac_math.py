@@ -39,17 +39,18 @@ class Rotation:
 
     def into(self, values: Float[Tensor, "*b i"]) -> Float[Tensor, "*b i"]:
         """Return ``values @ U``: rows in the coordinates of the eigenbasis."""
-        return self._apply(values, [block.to(values.dtype) for block in self.blocks])
+        return self._apply(values, [block.to(values) for block in self.blocks])
 
     def back(self, values: Float[Tensor, "*b i"]) -> Float[Tensor, "*b i"]:
         """Return ``values @ U^T``: rows back from the eigenbasis."""
-        return self._apply(values, [block.to(values.dtype).mT for block in self.blocks])
+        return self._apply(values, [block.to(values).mT for block in self.blocks])
 
     def columns(self, chosen: Int[Tensor, " c"]) -> Float[Tensor, "i c"]:
         """Return some columns of the matrix."""
         if not self.blocks:
             return torch.eye(self.size, device=chosen.device)[:, chosen]
-        return torch.block_diag(*self.blocks)[:, chosen]
+        matrix = torch.block_diag(*self.blocks)
+        return matrix[:, chosen.to(matrix.device)]
 
     @property
     def num_operations(self) -> int:
@@ -111,8 +112,9 @@ def eigendecompose(
         symmetric = (block.double() + block.double().mT) / 2
         try:
             eigenvalues, eigenvectors = torch.linalg.eigh(symmetric)
-        except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
-            # NOTE: the CUDA solver is known to fail on some matrices that LAPACK solves.
+        except RuntimeError:
+            # NOTE: the CUDA solver is known to fail on some matrices that LAPACK solves, with
+            # errors of several kinds, and to need memory that is not there.
             eigenvalues, eigenvectors = torch.linalg.eigh(symmetric.cpu())
         values.append(eigenvalues.clamp(min=0).to(block))
         vectors.append(eigenvectors.to(block).contiguous())

@@ -162,8 +162,9 @@ class FittedMFAC:
         rows, reading = as_rows(data), self.settings.with_batching(settings)
         columns = [Sketch(Directions(self.space, self.inverse.rows)), GradientNorm()]
         table = run_pass(task, rows, columns, settings=reading, description="self-influence")
-        products, norms = (torch.from_numpy(table.columns[c.name]) for c in columns)
-        values = self.inverse.self_products(products, norms.double().square()).numpy()
+        device = self.inverse.rows.device
+        products, norms = (torch.from_numpy(table.columns[c.name]).to(device) for c in columns)
+        values = self.inverse.self_products(products, norms.double().square()).cpu().numpy()
         return Scores(rows.ids, {"self_influence": values}, provenance=self.provenance)
 
 

@@ -11,6 +11,8 @@ from projections.errors import UnsupportedLayerError
 from projections.layout import Layout
 from projections.sharded import is_sharded, mean_gradients, precision, put_away
 
+TF32 = 2.0**-10  # the digits that a card keeps of float32, where it may
+
 
 def check_complete(model: nn.Module, layout: Layout, run: Callable[[], Tensor]) -> None:
     """Compare the captured gradient of one example with autograd's.
@@ -38,7 +40,7 @@ def check_complete(model: nn.Module, layout: Layout, run: Callable[[], Tensor]) 
     if not expected:
         return
     scale = max(float(value) for value in expected.values())
-    tolerance = 10 * torch.finfo(precision(model) or torch.float32).eps ** 0.5
+    tolerance = closeness(precision(model) or torch.float32, losses.device)
     for name, value in expected.items():
         truth, own = float(value), float(found.get(name, value * 0).clamp(min=0).sqrt())
         if abs(truth - own) > tolerance * (truth + 1e-3 * max(scale, 1)):
@@ -48,6 +50,18 @@ def check_complete(model: nn.Module, layout: Layout, run: Callable[[], Tensor]) 
                 f"and {own:.6g} through the layer. Leave it out with `layers=[...]` or "
                 "`requires_grad_(False)`, or call the layer where its weight is used."
             )
+
+
+def closeness(dtype: torch.dtype, device: torch.device) -> float:
+    """Return how far the same number may be off, computed in two ways, relative to itself.
+
+    Args:
+        dtype: The precision in which it is computed.
+        device: Where; a card may take fewer digits of float32 (tf32).
+    """
+    short = dtype == torch.float32 and device.type == "cuda"
+    eps = TF32 if short and torch.backends.cuda.matmul.allow_tf32 else torch.finfo(dtype).eps
+    return 10 * eps**0.5
 
 
 def _autograd_norms(

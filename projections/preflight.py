@@ -10,7 +10,7 @@ from torch import Tensor
 
 from projections.batch_runs import BatchRuns
 from projections.columns import GradientNorm
-from projections.completeness import check_complete
+from projections.completeness import check_complete, closeness
 from projections.data import Rows
 from projections.errors import NonDeterministicError
 from projections.labels import Labels
@@ -82,7 +82,7 @@ class _Trial:
         alone = [self._probe(runs, [example]) for example in examples]
         for kind, values in together.items():
             single = torch.cat([probe[kind] for probe in alone])
-            tolerance = 10 * torch.finfo(values.dtype).eps ** 0.5
+            tolerance = closeness(values.dtype, self.task.device)
             if not torch.allclose(
                 values, single, rtol=tolerance, atol=tolerance * 1e-3, equal_nan=True
             ):

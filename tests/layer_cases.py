@@ -57,8 +57,8 @@ class Attending(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         keys = functional.pad(inputs[:, :3], (0, self.width - 4))
-        mask = torch.ones(inputs.shape[1], 3).tril(1) == 0
-        padding = torch.zeros(len(inputs), 3, dtype=torch.bool)
+        mask = torch.ones(inputs.shape[1], 3, device=inputs.device).tril(1) == 0
+        padding = torch.zeros_like(inputs[:, :3, 0], dtype=torch.bool)
         padding[:, 2] = inputs[:, 0, 0] > 0
         queries = inputs
         if not self.attention.batch_first:
@@ -97,7 +97,7 @@ class Positions(nn.Module):
         self.shifts = nn.ParameterList([torch.randn(4), torch.randn(())])
 
     def forward(self, inputs: Tensor) -> Tensor:
-        places = torch.arange(inputs.shape[1])
+        places = torch.arange(inputs.shape[1], device=inputs.device)
         return (inputs * self.project(self.table(places)) + self.scale * self.shifts[0]).tanh()
 
 
@@ -184,9 +184,9 @@ class Bags(nn.Module):
             weights = weights if weights is None else weights.to(self.bag.weight)
             return self.head(self.bag(ids, per_sample_weights=weights))
         starts = torch.arange(0, 6 * len(ids), 6)[:, None] + torch.tensor([0, 1, 3])
-        starts = starts.flatten()
+        starts = starts.flatten().to(ids.device)
         if self.bag.include_last_offset:
-            starts = torch.cat([starts, torch.tensor([ids.numel()])])
+            starts = torch.cat([starts, starts.new_tensor([ids.numel()])])
         if weights is not None:
             weights = weights.flatten().to(self.bag.weight)
         bags = self.bag(ids.flatten(), starts, weights)

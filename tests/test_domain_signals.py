@@ -19,6 +19,7 @@ from projections import (
     Sketch,
     Task,
     run_pass,
+    to_device,
 )
 from selection import (
     DGA,
@@ -78,7 +79,8 @@ class TinyLM(nn.Module):
         self.head.weight = self.words.weight
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        hidden = self.words(input_ids) + self.places(torch.arange(input_ids.shape[1])[None])
+        places = torch.arange(input_ids.shape[1], device=input_ids.device)
+        hidden = self.words(input_ids) + self.places(places[None])
         hidden = hidden + self.down(self.drop(self.up(self.norm(hidden)).tanh()))
         return self.head(hidden)
 
@@ -174,7 +176,7 @@ def in_batch(task: CausalLM, *, rank: int | None = None, **settings: Any) -> InB
 def step_in_batch(mixture: InBatchDGA, rows: list[Any], domains: list[int]) -> np.ndarray:
     """Train on rows with a loss that is a mean over tokens, and return the signal."""
     task = mixture.task
-    batch = task.collate(task.encode(rows))
+    batch = to_device(task.collate(task.encode(rows)), task.device)
     logits = task.model(batch["input_ids"])[:, :-1]
     nn.functional.cross_entropy(
         logits.flatten(0, 1), batch["input_ids"][:, 1:].flatten()
