@@ -49,13 +49,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_as_rank(options: Command) -> None:
     """Do this rank's part of a command; the first rank shows progress and prints."""
-    ranks = current_ranks()
+    ranks, is_shared = current_ranks(), isinstance(options, SHARED)
     with ranks.telling():
         if not ranks.is_first:
-            if isinstance(options, SHARED):
+            if is_shared:
                 deque(options.run(), maxlen=0)
             return
-        with show_progress(open_bar), nullcontext() if isinstance(options, SHARED) else alone():
+        if ranks.size > 1 and not is_shared:
+            name = next(name for name, kind in COMMANDS.items() if type(options) is kind)
+            complain(
+                f"gradsift: {name} is work for one process; of {ranks.size} ranks, rank 0 does it"
+            )
+        with show_progress(open_bar), nullcontext() if is_shared else alone():
             for line in options.run():
                 print(line)
 

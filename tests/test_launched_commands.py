@@ -2,7 +2,9 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import all_commands
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from test_cli import WORDS, config, run, save_tokenizer
 from torch import nn
 from transformers import LlamaForCausalLM
 
+from gradsift.commands import COMMANDS, SHARED
 from gradsift.spreading import spread
 from projections import Ranks, Scores, UnsupportedLayerError
 
@@ -66,6 +69,28 @@ def test_an_error_of_all_ranks_is_said_once_and_other_commands_run_on_one_rank(
     asked = torchrun(2, *COMMAND, "retrieve", folder / "index", "--query", "the cat", "-k", 2)
     assert asked.returncode == 0, asked.stderr
     assert asked.stdout.count("query: the cat") == 1
+
+
+@pytest.mark.slow
+def test_two_ranks_do_every_command_as_one_and_say_which_they_do_not_share(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    pytest.importorskip("faiss")
+    monkeypatch.chdir(tmp_path)
+    all_commands.walk(folder, tmp_path / "one")
+    said = capsys.readouterr().out
+    ended = torchrun(2, all_commands.__file__, folder, tmp_path / "two")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == said.replace(str(tmp_path / "one"), str(tmp_path / "two"))
+    for name in ("hits", "near", "k", "d", "g", "c", "u"):
+        one, two = ((tmp_path / who / f"{name}.jsonl").read_text() for who in ("one", "two"))
+        ids = [[json.loads(line)["id"] for line in text.splitlines()] for text in (one, two)]
+        assert ids[0] == ids[1], name
+    for words in all_commands.lines_of(folder):
+        shared = issubclass(COMMANDS[words[0]], SHARED)
+        told = f"{words[0]} is work for one process; of 2 ranks, rank 0 does it" in ended.stderr
+        assert told != shared, words[0]
+    assert {words[0] for words in all_commands.lines_of(folder)} == set(COMMANDS) - {"demo"}
 
 
 def test_a_model_without_blocks_is_not_spread() -> None:
