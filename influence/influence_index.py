@@ -24,10 +24,13 @@ from influence.pairwise import SelfInfluence
 from influence.queries import Preconditioned
 from influence.row_gram import (
     TARGETS,
+    check_gram_rank,
     coordinate_dampings,
     default_damping,
-    full_gram,
+    expected_gram,
+    gram_file,
     gram_labels,
+    gram_of_rows,
     pick_target,
     read_gram,
     write_gram,
@@ -270,11 +273,7 @@ def build_index(
     """
     curvature.check_model(task)
     labels = None if gram is None else gram_labels(gram, task, seed)
-    if gram_rank is not None and (labels is None or labels.kind != "data"):
-        raise ValueError(
-            "`gram_rank` must be used with a Gram matrix of the data's labels, `gram='empirical'`. "
-            f"Got gram={gram!r}, which is {'none' if labels is None else labels.kind} here."
-        )
+    check_gram_rank(gram_rank, gram, labels)
     folder, rows = Path(path), as_rows(data)
     projector = choose_coordinates(curvature.layers, num_dims, model=curvature.model)
     reading = curvature.reading(settings)
@@ -285,7 +284,6 @@ def build_index(
         "shard_size": reading.shard_size,
         "curvature_damping": describe(curvature.damping),  # self-influence beside the rows has it
     }
-    ranks = current_ranks()
 
     def opened() -> StoreWriter:
         writer = StoreWriter(folder / STORE, how, num_rows=len(rows), dtype=row_dtype)
@@ -293,6 +291,7 @@ def build_index(
             curvature.save(folder / CURVATURE)
         return writer
 
+    ranks = current_ranks()
     writer = ranks.first_then_others(opened, "opening an index")
     own = SelfInfluence(curvature.layers, curvature.inverses)
     columns = [Sketch(projector), GradientNorm(), own, Statistic("loss")]
@@ -300,17 +299,20 @@ def build_index(
     store = GradientStore.open(folder / STORE)
     target_name = "dampings" if labels is None else TARGETS[labels.kind]
     target = pick_target(target_name, curvature, projector)
-    file = None
+    file = matrix = None
     if labels is not None:
-        rank = "" if gram_rank is None else f"-{gram_rank}"
-        file = f"gram-{labels.kind}{rank}{'.npy' if gram_rank is None else '.npz'}"
+        file = gram_file(labels, gram_rank)
         if not ranks.on_first((folder / file).exists, "looking for a Gram matrix"):
             if gram_rank is not None:
                 found = low_rank_gram(store.blocks, target.numpy(), rank=gram_rank, seed=seed)
+            elif labels.kind == "data":
+                found = gram_of_rows(store)
             else:
-                found = full_gram(projector, task, rows, store, labels, reading, folder, how)
+                found = expected_gram(
+                    task, rows, projector, labels=labels, settings=reading, folder=folder, how=how
+                )
             ranks.on_first(partial(write_gram, folder / file, found), "writing a Gram matrix")
-    matrix = None if file is None else read_gram(folder / file)
+        matrix = read_gram(folder / file)
     chosen = damping if damping is not None else default_damping(matrix, target, len(rows))
     own_options = {"num_dims": num_dims, "damping": chosen, "gram": gram, "gram_file": file}
     config = {**how, **own_options, "target": target_name}

@@ -46,6 +46,15 @@ def gram_labels(fisher: FisherName, task: Task, seed: int) -> Labels:
     return Labels() if fisher == "auto" and labels.kind == "sampled" else labels
 
 
+def check_gram_rank(rank: int | None, gram: FisherName | None, labels: Labels | None) -> None:
+    """Refuse main directions of a Gram matrix that is not that of the rows."""
+    if rank is not None and (labels is None or labels.kind != "data"):
+        raise ValueError(
+            "`gram_rank` must be used with a Gram matrix of the data's labels, `gram='empirical'`. "
+            f"Got gram={gram!r}, which is {'none' if labels is None else labels.kind} here."
+        )
+
+
 def coordinate_dampings(
     curvature: FittedCurvature, projector: EigenProjector
 ) -> Float[Tensor, " D"]:
@@ -83,24 +92,37 @@ def default_damping(
     return noise_floor(trace, num_rows).value * (1.0 if flat else FLOORS)
 
 
-def full_gram(
-    projector: EigenProjector,
+def gram_of_rows(store: GradientStore) -> Float[np.ndarray, "D D"]:
+    """Return the mean Gram matrix of stored rows, in float64; all ranks take their share."""
+    ranks = current_ranks()
+    total = np.zeros((store.num_dims, store.num_dims))
+    for block in islice(store.blocks(), ranks.rank, None, ranks.size):
+        wide = np.asarray(block, dtype=np.float32)
+        total += wide.T @ wide
+    return ranks.sum_(torch.from_numpy(total), "Gram matrix").numpy() / len(store)
+
+
+def expected_gram(
     task: Task,
     rows: Rows,
-    store: GradientStore,
+    projector: EigenProjector,
+    *,
     labels: Labels,
-    reading: PassSettings,
+    settings: PassSettings,
     folder: Path,
     how: Mapping[str, Any],
 ) -> Float[np.ndarray, "D D"]:
-    """Return the mean Gram matrix, in float64: from the rows, or by a pass of its own."""
-    if labels.kind == "data":
-        ranks = current_ranks()
-        total = np.zeros((projector.num_dims, projector.num_dims))
-        for block in islice(store.blocks(), ranks.rank, None, ranks.size):
-            wide = np.asarray(block, dtype=np.float32)
-            total += wide.T @ wide
-        return ranks.sum_(torch.from_numpy(total), "Gram matrix").numpy() / len(store)
+    """Return the mean Gram matrix over labels of the model's own, in float64, by a pass.
+
+    Args:
+        task: The model and its loss.
+        rows: The training data.
+        projector: The kept coordinates.
+        labels: Drawn, or all of them.
+        settings: Layers and batching.
+        folder: Where a killed pass goes on.
+        how: What else the result depends on, as plain JSON values.
+    """
     accumulator = RowGram(projector)
     options = {"fisher": labels.kind, "seed": labels.seed}
     run_pass(
@@ -108,11 +130,16 @@ def full_gram(
         rows,
         accumulators=[accumulator],
         labels=labels,
-        settings=reading,
+        settings=settings,
         checkpoint=FolderCheckpoint(folder / "gram", {**how, **options}),
         description="gram",
     )
     return accumulator.mean.numpy()
+
+
+def gram_file(labels: Labels, rank: int | None) -> str:
+    """Return the name of the file of a Gram matrix, or of its main directions."""
+    return f"gram-{labels.kind}.npy" if rank is None else f"gram-{labels.kind}-{rank}.npz"
 
 
 def write_gram(path: Path, gram: Float[np.ndarray, "D D"] | LowRankGram) -> None:

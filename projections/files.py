@@ -6,7 +6,7 @@ A full disk is reported in one sentence, and what was there before stays.
 import errno
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -97,13 +97,8 @@ def read_json(path: Path, kind: str) -> Any:
     Raises:
         StoreMismatchError: It is not there, or is not JSON.
     """
-    return _read(path, kind, lambda: json.loads(path.read_text()))
-
-
-def _read(path: Path, kind: str, read: Callable[[], Any]) -> Any:
-    """Read a file, and say what is wrong if that fails."""
     try:
-        return read()
+        return json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError) as error:
         raise StoreMismatchError(
             f"{path.parent} must be {kind}. There is no {path.name}."
