@@ -12,14 +12,16 @@ given by ``--peer-python``. Without it, the peer's column is left out.
 
 import subprocess
 import tempfile
+from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from measuring import interleave, options, parse, publish, table
+from measuring import Times, interleave, options, parse, publish, table
 from torch import Tensor, nn
 
 from projections import SJLT, Classification, PassSettings, index_gradients
@@ -41,6 +43,21 @@ def main() -> None:
     chosen = parse(parser)
     if chosen.quick:
         chosen.examples, chosen.num_dims, chosen.rounds = 64, 64, 1
+    measured = measure(chosen)
+    publish("Projected gradients, against traker", report(chosen, measured), chosen.out)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What both sides took, what they found, and what is right."""
+
+    times: Times
+    sketches: dict[str, np.ndarray]
+    exact: np.ndarray
+
+
+def measure(chosen: Namespace) -> Measured:
+    """Let both sides project the same gradients in turns."""
     images, labels = load(chosen.data, chosen.examples)
     model = build_model()
     with tempfile.TemporaryDirectory() as name:
@@ -65,35 +82,40 @@ def main() -> None:
         finally:
             if peer is not None:
                 peer.communicate()
-        exact = exact_gradients(model, images[:NUM_COMPARED], labels[:NUM_COMPARED])
         sketches = {OURS: ours.rows[:NUM_COMPARED]}
         if peer is not None:
             sketches[PEER] = np.load(folder / "peer.npy")[:NUM_COMPARED]
+    exact = exact_gradients(model, images[:NUM_COMPARED], labels[:NUM_COMPARED])
+    return Measured(times, sketches, exact)
+
+
+def report(chosen: Namespace, measured: Measured) -> list[str]:
+    """Return the table, and what it is of."""
+    times, with_peer = measured.times, PEER in measured.sketches
     rows = [
         [
             name,
             chosen.batch_size if name == OURS else chosen.peer_batch_size,
             f"{times.typical(name):.2f}",
             f"{chosen.examples / times.typical(name):.0f}",
-            f"{times.ratio(PEER, name):.1f}" if peer is not None else "",
+            f"{times.ratio(PEER, name):.1f}" if with_peer else "",
             f"at least {BOUND}" if name == OURS else "",
-            f"{rms_error(sketch, exact):.4f}",
+            f"{rms_error(sketch, measured.exact):.4f}",
         ]
-        for name, sketch in sketches.items()
+        for name, sketch in measured.sketches.items()
     ]
     head = ["", "batch", "seconds", "examples/s", "times faster", "bound", "error"]
-    size = sum(parameter.numel() for parameter in model.parameters())
     parts = [
-        f"A perceptron of {' x '.join(map(str, WIDTHS))} ({size:,} parameters), "
+        f"A perceptron of {' x '.join(map(str, WIDTHS))} ({measured.exact.shape[1]:,} parameters), "
         f"{chosen.examples} {'images' if chosen.data else 'random images'}, {chosen.num_dims} "
-        f"dimensions, float32; {chosen.rounds} rounds. Error: root mean square, over all pairs "
-        f"of {len(exact)} examples, of the inner product less the exact one, divided by the "
+        f"dimensions, float32; {chosen.rounds} rounds. Error: root mean square, over all pairs of "
+        f"{len(measured.exact)} examples, of the inner product less the exact one, divided by the "
         f"exact norms; one over the root of the dimensions is {chosen.num_dims**-0.5:.4f}.",
         table(head, rows),
     ]
-    if peer is None:
+    if not with_peer:
         parts.append("The peer was absent: give its interpreter with `--peer-python`.")
-    publish("Projected gradients, against traker", parts, chosen.out)
+    return parts
 
 
 class OurRun:
