@@ -74,7 +74,10 @@ def retrained_part(bench: Bench, found: list[Scored], out: Path | None) -> Itera
     if any(line[HEAD.index("rise without the top 1 %")] for line in lines):
         asked.append(f" {setup.num_drops} queries for the rise of the loss, in nats.")
     if left_out is not None:
-        asked.append(f" {setup.num_left_out} examples left out one at a time.")
+        asked.append(
+            f" {setup.num_left_out} examples left out one at a time, for the queries whose "
+            "losses that changes."
+        )
     yield (
         f"{len(bench.masks)} halves, {len(bench.losses)} seeds a half; {ceiling}, over "
         f"{int(bench.known.sum())} queries whose losses vary.{''.join(asked)}"
@@ -101,12 +104,14 @@ def few_queries(setup: Setup, scores: np.ndarray) -> str:
 
 
 def leave_one_out_text(scores: np.ndarray, left_out: tuple[list[int], np.ndarray]) -> str:
+    """Return the correlation over queries whose scores vary, and whose losses do."""
     removed, losses = left_out
-    varied = np.ptp(scores[:, removed], axis=1) > 0
+    part = losses[:, : len(scores)].astype(np.float64)
+    varied = (np.ptp(scores[:, removed], axis=1) > 0) & (np.ptp(part, axis=0) > 0)
     if not varied.any():
         return ""
-    part = losses[:, : len(scores)][:, varied].astype(np.float64)
-    return str(leave_one_out_correlation(scores[varied].astype(np.float64), removed, part))
+    found = leave_one_out_correlation(scores[varied].astype(np.float64), removed, part[:, varied])
+    return str(found)
 
 
 def class_text(setup: Setup, scores: np.ndarray) -> str:
