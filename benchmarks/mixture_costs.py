@@ -97,15 +97,14 @@ def costs(training: Training, rounds: int, repeats: int) -> list[list[str]]:
 
 def agreement(training: Training, num_batches: int, large: int) -> list[list[str]]:
     """Return the correlation over domains of each way with the exact alignments."""
-    corpus, size = training.corpus, training.size
-    task, domains, target = training.task, corpus.domains, corpus.target
-
-    def gradients(layers: str | None, rows: int, seed: int) -> DomainGradients:
-        return DomainGradients(task, domains, target, batch_size=rows, layers=layers, seed=seed)
-
-    exact = gradients(None, large, 1).products(0)
+    exact = _gradients(training, None, large, seed=1).products(0)
     truth = exact.dots / exact.target_sq_norm
-    rows = []
+    return separate_batches(training, truth) + watched_batches(training, num_batches, truth)
+
+
+def separate_batches(training: Training, truth: np.ndarray) -> list[list[str]]:
+    """Return the correlation of batches drawn for each domain."""
+    rows, size = [], training.size
     few = max(1, size.batch_size // 4)
     separate: dict[str, tuple[str | None, int]] = {
         "a batch for each domain, all components": (None, size.batch_size),
@@ -114,11 +113,17 @@ def agreement(training: Training, num_batches: int, large: int) -> list[list[str
     for name, layers in _patterns(size).items():
         separate[f"a quarter of a batch for each domain, {name}"] = (layers, few)
     for name, (layers, count) in separate.items():
-        batches = gradients(layers, count, 2)
+        batches = _gradients(training, layers, count, seed=2)
         found = [batches.products(number).dots for number in range(MOVES)]
         averaged = _mean([np.mean(found, 0)], [truth])
         seen = str(count * (len(training.names) + 1))
         rows.append([name, seen, _mean(found, [truth]), averaged, ""])
+    return rows
+
+
+def watched_batches(training: Training, num_batches: int, truth: np.ndarray) -> list[list[str]]:
+    """Return the correlation of each way to read alignments off the same training batches."""
+    task, size, target = training.task, training.size, training.corpus.target
     settings = {"every": num_batches, "batch_size": size.batch_size, "rule": RULE}
     watching = {
         name: [
@@ -143,10 +148,19 @@ def agreement(training: Training, num_batches: int, large: int) -> list[list[str
         name: [mixture.history.columns["signal"][-1] for mixture in group]
         for name, group in watching.items()
     }
-    for name, found in signals.items():
-        whole = _mean(found, signals["training batch, exact"])
-        rows.append([name, seen, _mean(found, [truth]), "", whole])
-    return rows
+    exact = signals["training batch, exact"]
+    return [
+        [name, seen, _mean(found, [truth]), "", _mean(found, exact)]
+        for name, found in signals.items()
+    ]
+
+
+def _gradients(training: Training, layers: str | None, rows: int, *, seed: int) -> DomainGradients:
+    """Return gradients of some layers on so many rows of each domain."""
+    corpus = training.corpus
+    return DomainGradients(
+        training.task, corpus.domains, corpus.target, batch_size=rows, layers=layers, seed=seed
+    )
 
 
 def _ways(size: Size) -> dict[str, dict[str, Any]]:

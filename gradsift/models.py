@@ -61,20 +61,7 @@ def load_task(source: ModelSource) -> Task:
     check_one_of("task", source.task, TASKS)
     check_one_of("dtype", source.dtype, DTYPES)
     causal = source.task == "causal-lm"
-    loader: Any = (
-        transformers.AutoModelForCausalLM
-        if causal
-        else transformers.AutoModelForSequenceClassification
-    )
-    try:
-        model = loader.from_pretrained(source.model, dtype=getattr(torch, source.dtype))
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source.model)
-    except (OSError, ValueError) as error:
-        what = "a folder" if Path(source.model).exists() else "a folder that exists, or a name,"
-        raise DataError(
-            f"`model` must be {what} with a Hugging Face model and its tokenizer. "
-            f"{source.model!r} cannot be loaded: {error}"
-        ) from error
+    model, tokenizer = _load(source)
     device, ranks = pick_device(source.device), current_ranks()
     if source.fully_sharded and ranks.size > 1:
         spread(model, ranks, device.type)
@@ -93,6 +80,24 @@ def load_task(source: ModelSource) -> Task:
     return SequenceClassification(
         model, tokenizer, text_column=source.text_column, max_length=source.max_length
     )
+
+
+def _load(source: ModelSource) -> tuple[Any, Any]:
+    """Return model and tokenizer as Hugging Face loads them."""
+    loader: Any = (
+        transformers.AutoModelForCausalLM
+        if source.task == "causal-lm"
+        else transformers.AutoModelForSequenceClassification
+    )
+    try:
+        model = loader.from_pretrained(source.model, dtype=getattr(torch, source.dtype))
+        return model, transformers.AutoTokenizer.from_pretrained(source.model)
+    except (OSError, ValueError) as error:
+        what = "a folder" if Path(source.model).exists() else "a folder that exists, or a name,"
+        raise DataError(
+            f"`model` must be {what} with a Hugging Face model and its tokenizer. "
+            f"{source.model!r} cannot be loaded: {error}"
+        ) from error
 
 
 def pick_device(name: str) -> torch.device:
