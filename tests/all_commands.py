@@ -1,4 +1,5 @@
-"""A program of one rank or several: every command but the demo, one after the other.
+"""A program of one rank or several: every command but the demo and `components`, one
+after the other.
 
 Each is said on a line of its own before it runs, in words that do not hang on the folder.
 """
