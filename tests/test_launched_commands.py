@@ -91,7 +91,8 @@ def test_two_ranks_do_every_command_as_one_and_say_which_they_do_not_share(
         told = f"{words[0]} is work for one process; of 2 ranks, rank 0 does it" in ended.stderr
         assert told != shared, words[0]
     walked = {words[0] for words in all_commands.lines_of(folder)}
-    assert walked == set(COMMANDS) - {"demo", "components"}  # these in test_attribute_command
+    # `test_attribute_command` has components.
+    assert walked == set(COMMANDS) - {"demo", "components"}
 
 
 def test_a_model_without_blocks_is_not_spread() -> None:
