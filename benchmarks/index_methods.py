@@ -21,9 +21,10 @@ from influence import (
     choose_coordinates,
     recipe_damping,
 )
-from influence.eigen_index import RowGram
+from influence.eigen_index import MetricName, RowGram
 from influence.linear_layers import linear_uses
-from influence.row_gram import TargetName, default_damping, pick_target
+from influence.principal import BasisName
+from influence.row_gram import default_damping, pick_target
 from influence.whitening import Whitening
 from projections import (
     SJLT,
@@ -45,7 +46,7 @@ from projections import (
 
 READING = PassSettings(batch_size=256, max_tokens=8192, kinds=("linear",))
 MULTIPLES = (0.1, 0.3, 1.0, 3.0, 10.0)
-TOWARDS: dict[TargetName, str] = {"ones": "the identity", "curvature": "EK-FAC"}
+TOWARDS: dict[MetricName, str] = {"ones": "the identity", "curvature": "EK-FAC"}
 WIDEST_SWEPT = 8192  # beyond, a Cholesky factor a damping takes minutes
 
 
@@ -157,12 +158,13 @@ class Bench:
         self,
         method: str,
         gram: np.ndarray,
+        towards: MetricName,
         target: Tensor,
         rows: tuple[np.ndarray, np.ndarray],
     ) -> Measured:
         """Return the scores of rows under a Gram matrix, swept over its damping."""
         train, queries = rows
-        default, scores = default_damping(gram, target, len(train)), {}
+        default, scores = default_damping(gram, target, len(train), towards), {}
         for multiple in MULTIPLES if len(gram) <= WIDEST_SWEPT else (1.0,):
             whitening = Whitening(torch.from_numpy(gram), default * multiple, target)
             asked = whitening.apply(torch.from_numpy(queries)).numpy()
@@ -221,7 +223,7 @@ def indexes(bench: Bench, num_dims: int) -> Iterator[Measured]:
         for name, towards in TOWARDS.items():
             target = pick_target(name, bench.fitted, projector)
             method = f"eigenbasis, Gram of {labels} labels towards {towards}"
-            yield bench.by_gram(method, gram, target, rows)
+            yield bench.by_gram(method, gram, name, target, rows)
 
 
 def rivals(bench: Bench, num_dims: int) -> Iterator[Measured]:
@@ -232,7 +234,7 @@ def rivals(bench: Bench, num_dims: int) -> Iterator[Measured]:
         rows = bench.rows(projector)
         ones = torch.ones(projector.num_dims, dtype=torch.float64)
         for labels, gram in bench.grams(projector, rows[0]).items():
-            yield bench.by_gram(f"{name}, Gram of {labels} labels", gram, ones, rows)
+            yield bench.by_gram(f"{name}, Gram of {labels} labels", gram, "ones", ones, rows)
     sketch = Whitened(SJLT(num_dims=num_dims, seed=0), bench.fitted)
     train, queries = bench.rows(sketch)
     found = {"default": queries @ train.T}
@@ -256,7 +258,9 @@ def two_sided(bench: Bench, num_dims: int) -> dict[str, Projector]:
     return {"two-sided random (LoGra)": random, "two-sided principal (LoGra)": principal}
 
 
-def as_shipped(bench: Bench, num_dims: int) -> tuple[Measured, np.ndarray, float]:
+def as_shipped(
+    bench: Bench, num_dims: int, basis: BasisName
+) -> tuple[Measured, np.ndarray, float]:
     """Return the library's own index with int8 rows, its scores, and milliseconds a query."""
     found = bench.retrained
     with TemporaryDirectory() as folder:
@@ -266,6 +270,7 @@ def as_shipped(bench: Bench, num_dims: int) -> tuple[Measured, np.ndarray, float
             found.train,
             num_dims=num_dims,
             path=folder,
+            basis=basis,
             row_dtype="int8",
             settings=READING,
         )
@@ -274,5 +279,6 @@ def as_shipped(bench: Bench, num_dims: int) -> tuple[Measured, np.ndarray, float
         began = time.perf_counter()
         index.search(found.task, found.queries, k=10, settings=READING)
         spent = (time.perf_counter() - began) * 1000 / len(found.queries)
-    shipped = Measured("**as shipped, int8**", f"{num_dims:,}", {"default": scores}, num_dims + 4)
+    name = f"**{basis}, as shipped, int8**"
+    shipped = Measured(name, f"{num_dims:,}", {"default": scores}, num_dims + 4)
     return shipped, scores, spent

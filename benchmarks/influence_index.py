@@ -55,7 +55,7 @@ def by_likelihood(bench: Bench, num_dims: int) -> Iterator[list[str]]:
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
     for name, towards in TOWARDS.items():
         target = pick_target(name, bench.fitted, projector)
-        default = default_damping(gram, target, len(train))
+        default = default_damping(gram, target, len(train), name)
         rows = torch.from_numpy(train).double() / target.sqrt()
         likelihoods = {
             multiple: sum(
@@ -134,9 +134,12 @@ def report(bench: Bench, dims: list[int], *, rival_dims: list[int]) -> list[str]
     for num_dims in chosen:
         lines += [line(bench, found) for found in indexes(bench, num_dims)]
         if num_dims <= WIDEST_SWEPT:
-            shipped, scores, spent = as_shipped(bench, num_dims)
+            shipped, scores, spent = as_shipped(bench, num_dims, "coordinates")
             lines.append(line(bench, shipped))
             milliseconds.append(f"{spent:.2g} ms at {num_dims:,}")
+            if num_dims < total and num_dims <= len(bench.retrained.train):
+                shipped, scores, _ = as_shipped(bench, num_dims, "principal")
+                lines.append(line(bench, shipped))
             again += [[f"{num_dims:,}", *reranked(bench, scores, s)] for s in (0.01, 0.05, 0.2)]
         if num_dims in rival_dims:
             lines += [line(bench, found) for found in rivals(bench, num_dims)]

@@ -12,9 +12,10 @@ References:
     data worth to GPT? (2024), arXiv:2405.13954, for rows whitened by their Gram matrix.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
+from typing import Literal, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -23,6 +24,32 @@ from torch import Tensor
 from influence.kfac_math import CHUNK_ENTRIES, LayerCurvature
 from influence.linear_layers import LinearUse, linear_uses
 from projections import Batch, Gradient, Projector, check_between
+
+MetricName = Literal["ones", "dampings", "curvature"]
+"""A matrix that is diagonal in the eigenbasis: the identity, the dampings, or both the
+dampings and the eigenvalues."""
+
+
+class IndexProjector(Projector, Protocol):
+    """A projector onto numbers that the curvature can be told in."""
+
+    @property
+    def metric(self) -> MetricName:
+        """What is the identity, seen in these numbers."""
+        ...
+
+    @property
+    def eigenvalues(self) -> Float[Tensor, " c"]:
+        """Eigenvalue of each coordinate that the numbers are made of."""
+        ...
+
+    def dampings(self, by_map: Mapping[str, float]) -> Float[Tensor, " c"]:
+        """Return the damping of each of those coordinates, in float64."""
+        ...
+
+    def within(self, diagonal: Float[Tensor, " c"]) -> Float[Tensor, "k *k"]:
+        """Return a matrix that is diagonal in the eigenbasis, seen in these numbers."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -57,6 +84,7 @@ class EigenProjector:
     basis: str
     eigenvalues: Float[Tensor, " k"] = field(repr=False)
     kept: Mapping[str, KeptCoordinates] = field(repr=False)
+    metric: MetricName = field(default="ones", init=False)
 
     def project(self, gradient: Gradient, out: Float[Tensor, "n k"]) -> None:
         """Write the coordinates of one component to ``out``.
@@ -67,24 +95,45 @@ class EigenProjector:
         """
         for use in linear_uses(gradient):
             if use.name in self.kept:
-                self._project_map(use, self.kept[use.name], out)
+                slots = self.kept[use.name].slots.to(out.device)
+                for rows, found in self.coordinates(use, out):
+                    rows.index_add_(1, slots, found)
 
-    def describe(self) -> dict[str, object]:
-        """Return what rows must share to be compared."""
-        return {"kind": "EigenProjector", "num_dims": self.num_dims, "basis": self.basis}
+    def coordinates(self, use: LinearUse, out: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rotate both sides onto the columns that occur, and pick the pairs.
 
-    def _project_map(self, use: LinearUse, kept: KeptCoordinates, out: Tensor) -> None:
-        """Rotate both sides onto the columns that occur, and pick the pairs."""
+        Args:
+            use: A linear map that has kept coordinates.
+            out: A row for each example, whose type and device are taken.
+
+        Yields:
+            Some rows of ``out``, and the kept coordinates of their gradients, in order.
+        """
+        kept = self.kept[use.name]
         inputs = use.inputs.to(out.dtype) @ kept.columns.to(out)
         grads = use.output_grads.to(out.dtype) @ kept.rows.to(out)
-        pairs, slots = kept.pairs.to(out.device), kept.slots.to(out.device)
+        pairs = kept.pairs.to(out.device)
         width = inputs.shape[2] * grads.shape[2]
         height = max(1, CHUNK_ENTRIES.get(out.device.type, 1 << 24) // max(1, width))
         for a, g, rows in zip(
             inputs.split(height), grads.split(height), out.split(height), strict=True
         ):
-            block = (g.mT @ a).flatten(1)
-            rows.index_add_(1, slots, block[:, pairs])
+            yield rows, (g.mT @ a).flatten(1)[:, pairs]
+
+    def dampings(self, by_map: Mapping[str, float]) -> Float[Tensor, " k"]:
+        """Return the damping of each coordinate, in float64."""
+        found = torch.zeros(self.num_dims, dtype=torch.float64)
+        for name, kept in self.kept.items():
+            found[kept.slots] = by_map[name]
+        return found
+
+    def within(self, diagonal: Float[Tensor, " k"]) -> Float[Tensor, " k"]:
+        """Return the matrix itself: these are coordinates of the eigenbasis."""
+        return diagonal
+
+    def describe(self) -> dict[str, object]:
+        """Return what rows must share to be compared."""
+        return {"kind": "EigenProjector", "num_dims": self.num_dims, "basis": self.basis}
 
 
 def choose_coordinates(

@@ -7,7 +7,7 @@ coordinates. Influence is the inner product of a row with a whitened query; the 
 hundred can be scored again by the full curvature, for those candidates only.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from influence.curvature import FittedCurvature
-from influence.eigen_index import EigenProjector, choose_coordinates
+from influence.eigen_index import IndexProjector, choose_coordinates
 from influence.ekfac import FisherName
 from influence.pairwise import SelfInfluence
+from influence.principal import BasisName, Learner, PrincipalProjector, pick_sizes
 from influence.queries import Preconditioned
 from influence.row_gram import (
     TARGETS,
     check_gram_rank,
-    coordinate_dampings,
     default_damping,
     expected_gram,
     gram_file,
@@ -68,19 +68,19 @@ class InfluenceIndex:
 
     Args:
         curvature: The full curvature, for re-ranking and exact scores.
-        projector: The kept coordinates.
+        projector: The kept coordinates, or principal directions of more of them.
         store: The rows, unwhitened, with norms, losses and exact self-influence beside them.
         gram: Gram matrix of the kept coordinates, ``D D``, or its main directions; None to
             whiten by eigenvalues.
-        target: What is added to its diagonal, times the damping.
+        target: What is added to it, times the damping.
         damping: How much of the target is added.
     """
 
     curvature: FittedCurvature
-    projector: EigenProjector
+    projector: IndexProjector
     store: GradientStore
     gram: Float[np.ndarray, "D D"] | LowRankGram | None
-    target: Float[Tensor, " D"] = field(repr=False)
+    target: Float[Tensor, "D *D"] = field(repr=False)
     damping: float
 
     def __len__(self) -> int:
@@ -97,7 +97,8 @@ class InfluenceIndex:
         """What queries are multiplied by."""
         if isinstance(self.gram, LowRankGram):
             return LowRankWhitening(self.gram, self.damping)
-        matrix = self.projector.eigenvalues if self.gram is None else torch.from_numpy(self.gram)
+        own = self.projector.within(self.projector.eigenvalues)
+        matrix = own if self.gram is None else torch.from_numpy(self.gram)
         return Whitening(matrix, self.damping, self.target)
 
     @cached_property
@@ -106,9 +107,9 @@ class InfluenceIndex:
 
         What a score is to be computed again for must be found by that score's own metric.
         """
-        return Whitening(
-            self.projector.eigenvalues, 1.0, coordinate_dampings(self.curvature, self.projector)
-        )
+        within = self.projector.within
+        dampings = within(self.projector.dampings(self.curvature.dampings))
+        return Whitening(within(self.projector.eigenvalues), 1.0, dampings)
 
     def query_rows(
         self, task: Task, queries: Any, *, settings: PassSettings | None = None
@@ -224,7 +225,13 @@ class InfluenceIndex:
         folder = Path(path)
         config = read_json(folder / CONFIG, KIND)
         curvature = FittedCurvature.load(folder / CURVATURE)
-        projector = choose_coordinates(curvature.layers, config["num_dims"], model=curvature.model)
+        inner = choose_coordinates(
+            curvature.layers, config["num_coordinates"], model=curvature.model
+        )
+        projector = inner
+        if config["directions"] is not None:
+            file = folder / config["directions"]
+            projector = PrincipalProjector.load(file, inner, metric=config["metric"])
         store = GradientStore.open(folder / STORE)
         store.require(projector=projector.describe())
         gram = None if config["gram_file"] is None else read_gram(folder / config["gram_file"])
@@ -239,6 +246,9 @@ def build_index(
     *,
     num_dims: int,
     path: str | Path,
+    basis: BasisName = "auto",
+    num_coordinates: int | None = None,
+    num_learned: int | None = None,
     gram: FisherName | None = "auto",
     gram_rank: int | None = None,
     damping: float | None = None,
@@ -252,8 +262,16 @@ def build_index(
         curvature: The fitted curvature.
         task: The model it was fitted to, and its loss.
         data: The training data.
-        num_dims: Number of coordinates kept of each gradient.
+        num_dims: Numbers kept of each gradient.
         path: Folder of the index.
+        basis: What they are: single ``"coordinates"`` of the eigenbasis, or ``"principal"``
+            directions of many coordinates, learned from a sample of the data, which tell more
+            in fewer numbers. ``"auto"`` is principal where there are at least as many
+            examples as numbers, and more coordinates than numbers.
+        num_coordinates: Coordinates that the directions are made of; by default as many as
+            make a map of 256 MB.
+        num_learned: Examples that they are learned from; by default 4,096, or twice the
+            numbers of a row.
         gram: Labels of the Gram matrix of the kept coordinates, as ``fisher`` in `EKFAC`;
             ``"auto"`` is exact for few labels, else those of the data, which need no pass
             of their own. None whitens by the eigenvalues.
@@ -265,25 +283,40 @@ def build_index(
             the noise floor in units of it. Without a Gram matrix, a multiple of the
             curvature's own damping, by default 1.
         row_dtype: Type of the rows on disk.
-        seed: Seed of drawn labels.
+        seed: Seed of drawn labels, and of the sample that directions are learned from.
         settings: Batching; the layers are those of the fit.
 
     Raises:
-        ValueError: A rank is asked of a Gram matrix that is not that of the rows.
+        ValueError: A rank is asked of a Gram matrix that is not that of the rows, or there
+            are fewer coordinates or examples than numbers.
     """
     curvature.check_model(task)
     labels = None if gram is None else gram_labels(gram, task, seed)
     check_gram_rank(gram_rank, gram, labels)
     folder, rows = Path(path), as_rows(data)
-    projector = choose_coordinates(curvature.layers, num_dims, model=curvature.model)
     reading = curvature.reading(settings)
     how = {
         "model": curvature.model,
-        "projector": projector.describe(),
         "data": rows.fingerprint,
         "shard_size": reading.shard_size,
         "curvature_damping": describe(curvature.damping),  # self-influence beside the rows has it
     }
+    target_name = "dampings" if labels is None else TARGETS[labels.kind]
+    sizes = pick_sizes(basis, curvature, num_dims, len(rows), num_coordinates, num_learned)
+    inner = choose_coordinates(curvature.layers, sizes.num_coordinates, model=curvature.model)
+    projector, directions = inner, None
+    if sizes.num_learned is not None:
+        learner = Learner(
+            inner,
+            metric="curvature" if labels is None else TARGETS[labels.kind],
+            num_dims=num_dims,
+            num_learned=sizes.num_learned,
+            seed=seed,
+        )
+        target = pick_target(learner.metric, curvature, inner)
+        directions = learner.learn(task, rows, target, folder=folder, how=how, settings=reading)
+        projector = PrincipalProjector.load(folder / directions, inner, metric=learner.metric)
+    how["projector"] = projector.describe()
 
     def opened() -> StoreWriter:
         writer = StoreWriter(folder / STORE, how, num_rows=len(rows), dtype=row_dtype)
@@ -297,7 +330,6 @@ def build_index(
     columns = [Sketch(projector), GradientNorm(), own, Statistic("loss")]
     run_pass(task, rows, columns, settings=reading, sink=writer, description="index")
     store = GradientStore.open(folder / STORE)
-    target_name = "dampings" if labels is None else TARGETS[labels.kind]
     target = pick_target(target_name, curvature, projector)
     file = matrix = None
     if labels is not None:
@@ -313,8 +345,11 @@ def build_index(
                 )
             ranks.on_first(partial(write_gram, folder / file, found), "writing a Gram matrix")
         matrix = read_gram(folder / file)
-    chosen = damping if damping is not None else default_damping(matrix, target, len(rows))
+    chosen = damping
+    if chosen is None:
+        chosen = default_damping(matrix, target, len(rows), target_name)
     own_options = {"num_dims": num_dims, "damping": chosen, "gram": gram, "gram_file": file}
-    config = {**how, **own_options, "target": target_name}
+    made_of = {**asdict(sizes), "directions": directions, "metric": projector.metric}
+    config = {**how, **own_options, **made_of, "target": target_name}
     ranks.on_first(lambda: write_json(folder / CONFIG, config), "writing an index")
     return InfluenceIndex(curvature, projector, store, matrix, target, chosen)

@@ -11,7 +11,7 @@ result hangs little on the damping.
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from influence.curvature import FittedCurvature
 from influence.damping import noise_floor
-from influence.eigen_index import EigenProjector, RowGram
+from influence.eigen_index import IndexProjector, MetricName, RowGram
 from influence.ekfac import FisherName, pick_labels
 from influence.whitening import LowRankGram
 from projections import (
@@ -35,9 +35,8 @@ from projections import (
     run_pass,
 )
 
-TargetName = Literal["ones", "dampings", "curvature"]
-TARGETS: dict[str, TargetName] = {"exact": "ones", "sampled": "curvature", "data": "curvature"}
-FLOORS = 10.0  # noise floors that a target of curvature is added with
+TARGETS: dict[str, MetricName] = {"exact": "ones", "sampled": "curvature", "data": "curvature"}
+FLOORS = {"ones": 1.0, "curvature": 10.0}  # noise floors that a target is added with
 
 
 def gram_labels(fisher: FisherName, task: Task, seed: int) -> Labels:
@@ -55,32 +54,33 @@ def check_gram_rank(rank: int | None, gram: FisherName | None, labels: Labels | 
         )
 
 
-def coordinate_dampings(
-    curvature: FittedCurvature, projector: EigenProjector
-) -> Float[Tensor, " D"]:
-    """Return the damping of the layer of each coordinate, in float64."""
-    found = torch.zeros(projector.num_dims, dtype=torch.float64)
-    for name, kept in projector.kept.items():
-        found[kept.slots] = curvature.dampings[name]
-    return found
-
-
 def pick_target(
-    name: TargetName, curvature: FittedCurvature, projector: EigenProjector
-) -> Float[Tensor, " D"]:
-    """Return what a Gram matrix is shrunk towards, as a diagonal."""
-    if name == "ones":
+    name: MetricName, curvature: FittedCurvature, projector: IndexProjector
+) -> Float[Tensor, "D *D"]:
+    """Return what a Gram matrix is shrunk towards, as a diagonal where it is one."""
+    if name == projector.metric:
         return torch.ones(projector.num_dims, dtype=torch.float64)
-    dampings = coordinate_dampings(curvature, projector)
-    return dampings if name == "dampings" else dampings + projector.eigenvalues.double()
+    if name == "ones":
+        return projector.within(torch.ones(len(projector.eigenvalues), dtype=torch.float64))
+    dampings = projector.dampings(curvature.dampings)
+    added = projector.eigenvalues.double() if name == "curvature" else 0.0
+    return projector.within(dampings + added)
 
 
 def default_damping(
     gram: Float[np.ndarray, "D D"] | LowRankGram | None,
-    target: Float[Tensor, " D"],
+    target: Float[Tensor, "D *D"],
     num_rows: int,
+    name: MetricName,
 ) -> float:
-    """Return how much of the target is added, unless said otherwise."""
+    """Return how much of the target is added, unless said otherwise.
+
+    Args:
+        gram: The Gram matrix, if there is one.
+        target: What it is shrunk towards, a diagonal.
+        num_rows: Number of rows that it was taken from.
+        name: The name of the target.
+    """
     if gram is None:
         return 1.0
     if isinstance(gram, LowRankGram):
@@ -88,8 +88,7 @@ def default_damping(
         trace = float(gram.values.sum()) + gram.rest * left_out
     else:
         trace = float((gram.diagonal() / target.numpy()).sum())
-    flat = bool((target == 1).all())
-    return noise_floor(trace, num_rows).value * (1.0 if flat else FLOORS)
+    return noise_floor(trace, num_rows).value * FLOORS[name]
 
 
 def gram_of_rows(store: GradientStore) -> Float[np.ndarray, "D D"]:
@@ -105,7 +104,7 @@ def gram_of_rows(store: GradientStore) -> Float[np.ndarray, "D D"]:
 def expected_gram(
     task: Task,
     rows: Rows,
-    projector: EigenProjector,
+    projector: IndexProjector,
     *,
     labels: Labels,
     settings: PassSettings,

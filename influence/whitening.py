@@ -30,17 +30,17 @@ Blocks = Callable[[], Iterable[np.ndarray]]
 
 @dataclass(frozen=True)
 class Whitening:
-    """The inverse of ``matrix + damping * diag(target)``.
+    """The inverse of ``matrix + damping * target``.
 
     Args:
         matrix: A Gram matrix ``k k``, or eigenvalues ``k``.
         damping: How much of the target is added.
-        target: What the matrix is shrunk towards; ones if left out.
+        target: What the matrix is shrunk towards, a diagonal or whole; ones if left out.
     """
 
     matrix: Float[Tensor, "k *k"]
     damping: float
-    target: Float[Tensor, " k"] | None = None
+    target: Float[Tensor, "k ..."] | None = None
 
     def apply(self, queries: Float[Tensor, "q k"]) -> Float[Tensor, "q k"]:
         """Return the inverse times each query, in float64."""
@@ -50,15 +50,16 @@ class Whitening:
         return (wide @ self._inverse).to(queries.dtype)
 
     @property
-    def _added(self) -> Float[Tensor, " k"]:
-        """What is added to the diagonal."""
+    def _added(self) -> Float[Tensor, "k *k"]:
+        """What is added, a diagonal or whole."""
         ones = torch.ones(len(self.matrix), dtype=torch.float64)
         return self.damping * (ones if self.target is None else self.target.double())
 
     @cached_property
     def _inverse(self) -> Float[Tensor, "k k"]:
         """The inverse itself: a product reads it once, where two triangular solves take longer."""
-        factor = torch.linalg.cholesky(self.matrix.double() + torch.diag(self._added))
+        added = self._added if self._added.dim() == 2 else torch.diag(self._added)
+        factor = torch.linalg.cholesky(self.matrix.double() + added)
         return torch.cholesky_inverse(factor)
 
 

@@ -170,6 +170,7 @@ influence.logistic_leave_one_out    logistic regression, by Newton's method
 influence.source            influence along a training run, by segments
 influence.implicit_differentiation  a query's loss by hyper-parameters
 influence.eigen_index       the coordinates of most curvature
+influence.principal         principal directions of gradients
 influence.whitening         queries times an inverse curvature
 influence.row_gram          Gram matrices of kept coordinates
 influence.influence_index   influence at the speed of an index

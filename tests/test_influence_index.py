@@ -76,7 +76,9 @@ def rows_of(index: InfluenceIndex) -> np.ndarray:
 
 def test_the_gram_matrix_of_the_rows_is_shrunk_towards_the_curvature(setup, tmp_path) -> None:
     task, train, queries, fitted = setup
-    index = build_index(fitted, task, train, num_dims=9, path=tmp_path, gram="empirical")
+    index = build_index(
+        fitted, task, train, basis="coordinates", num_dims=9, path=tmp_path, gram="empirical"
+    )
     rows = rows_of(index)
     gram = rows.T @ rows / len(rows)
     target = index.projector.eigenvalues.numpy() + DAMPING
@@ -127,8 +129,12 @@ def test_a_rank_is_refused_where_the_matrix_is_not_that_of_the_rows(setup, tmp_p
 
 def test_another_gram_matrix_is_not_mistaken_for_the_first(setup, tmp_path) -> None:
     task, train, _, fitted = setup
-    exact = build_index(fitted, task, train, num_dims=9, path=tmp_path, gram="exact")
-    data = build_index(fitted, task, train, num_dims=9, path=tmp_path, gram="empirical")
+    exact = build_index(
+        fitted, task, train, basis="coordinates", num_dims=9, path=tmp_path, gram="exact"
+    )
+    data = build_index(
+        fitted, task, train, basis="coordinates", num_dims=9, path=tmp_path, gram="empirical"
+    )
     assert isinstance(exact.gram, np.ndarray)
     assert isinstance(data.gram, np.ndarray)
     assert not np.allclose(exact.gram, data.gram)
