@@ -74,6 +74,7 @@ from influence.nystroem import Nystroem
 from influence.pairwise import SelfInfluence
 from influence.plan import Plan, Stage, make_plan, plan_shapes, show_bytes
 from influence.preconditioners import CurvaturePreconditioner, NoPreconditioner, Preconditioner
+from influence.principal import BasisName, PrincipalProjector
 from influence.products import Matrix, MeanMatrix, Products, SymmetricMatrix
 from influence.recipe import Losses, Recipe, classification_losses, language_losses
 from influence.relatif import FittedRelatIF, ParameterRelatIF, RelatIF
@@ -114,6 +115,7 @@ __all__ = [
     "Accuracy",
     "Agreement",
     "Arnoldi",
+    "BasisName",
     "Budget",
     "Candidates",
     "ChosenComponents",
@@ -184,6 +186,7 @@ __all__ = [
     "Plan",
     "Preconditioner",
     "PreparedSolver",
+    "PrincipalProjector",
     "Product",
     "Products",
     "Recipe",

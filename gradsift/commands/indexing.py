@@ -18,7 +18,7 @@ from gradsift.commands.options import (
 )
 from gradsift.models import ModelSource, load_task
 from gradsift.projecting import ProjectionName, make_projector
-from influence import EKFAC, build_index
+from influence import EKFAC, BasisName, build_index
 from projections import (
     GradientStore,
     Projector,
@@ -47,14 +47,18 @@ class Index:
     """Folder of the index. A run that was stopped goes on."""
 
     rows: RowsName = "sketch"
-    """What is kept of a gradient: a random sketch of all layers, in one pass, or the
-    coordinates of most curvature of the linear layers, in three, which attribute better."""
+    """What is kept of a gradient: a random sketch of all layers, in one pass, or the main
+    directions of the linear layers under their curvature, in three, which attribute better."""
 
     num_dims: int = 4096
     """Numbers kept of each gradient."""
 
     projection: ProjectionName = "sjlt"
     """How sketches are drawn; docs/choosing_a_projection.md compares them."""
+
+    basis: BasisName = "auto"
+    """What rows of ekfac are: principal directions, learned from a sample of the data, or
+    single coordinates of most curvature; auto for directions where there are enough rows."""
 
     optimizer_state: Path | None = None
     """State of Adam, such as a trainer's optimizer.pt: sketches are of gradients over the root
@@ -79,6 +83,8 @@ class Index:
                 "`--projection` and `--optimizer-state` must be used with `--rows sketch`. Rows of "
                 "ekfac have a basis of their own."
             )
+        if self.rows == "sketch" and self.basis != "auto":
+            raise ValueError("`--basis` must be used with `--rows ekfac`. Sketches have none.")
         data = read_dataset(self.data)
         task = load_task(self.source)
         store = self._sketch(task, data) if self.rows == "sketch" else self._curvature(task, data)
@@ -130,6 +136,7 @@ class Index:
             data,
             num_dims=self.num_dims,
             path=self.out,
+            basis=self.basis,
             row_dtype=self.row_dtype,
             seed=self.seed,
         )
