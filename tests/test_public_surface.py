@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("projections", "influence", "selection")
 HEAVY = ("faiss", "matplotlib", "ray", "sklearn")
 ALIASES = {
+    "BasisName",
     "Provenance",
     "FisherName",
     "Encoder",
