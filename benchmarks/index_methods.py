@@ -258,9 +258,7 @@ def two_sided(bench: Bench, num_dims: int) -> dict[str, Projector]:
     return {"two-sided random (LoGra)": random, "two-sided principal (LoGra)": principal}
 
 
-def as_shipped(
-    bench: Bench, num_dims: int, basis: BasisName
-) -> tuple[Measured, np.ndarray, float]:
+def as_shipped(bench: Bench, num_dims: int, basis: BasisName) -> tuple[Measured, np.ndarray, float]:
     """Return the library's own index with int8 rows, its scores, and milliseconds a query."""
     found = bench.retrained
     with TemporaryDirectory() as folder:
