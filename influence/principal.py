@@ -16,6 +16,7 @@ References:
 """
 
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -48,6 +49,8 @@ from projections import (
     replacing,
     run_pass,
 )
+
+log = logging.getLogger(__name__)
 
 MAP_ENTRIES = 1 << 26  # numbers of a map at most, unless asked for: 256 MB
 SAMPLE_ENTRIES = 1 << 28  # numbers of the sample at most, unless asked for: 1 GB
@@ -237,9 +240,6 @@ class Learner:
 
         Returns:
             The file of the directions in the folder; its name tells what they depend on.
-
-        Raises:
-            ValueError: The gradients of the sample span fewer directions than asked for.
         """
         about = {**how, "projector": self.inner.describe(), "seed": self.seed}
         about |= {"num_dims": self.num_dims, "metric": self.metric, "sample": self.num_learned}
@@ -285,10 +285,8 @@ def principal_directions(rows: Float[np.ndarray, "m c"], num_dims: int) -> Float
     """Return the main directions of rows about zero, largest first, orthonormal, in float64.
 
     From the products of the rows with each other, ``m m``, since there are fewer rows than
-    coordinates.
-
-    Raises:
-        ValueError: The rows span fewer directions.
+    coordinates. Where the rows span fewer directions than are asked for, the first coordinates
+    fill up what is left.
 
     Example:
         >>> principal_directions(np.array([[3.0, 4.0], [6.0, 8.0]]), 1).round(6)
@@ -300,7 +298,12 @@ def principal_directions(rows: Float[np.ndarray, "m c"], num_dims: int) -> Float
         wide = rows[:, start : start + LEARNED].astype(np.float64)
         products += wide @ wide.T
     values, rotation = np.linalg.eigh(products)
-    values, rotation = values[::-1], rotation[:, ::-1]
-    span = int((values > SMALLEST * max(values[0], np.finfo(np.float64).tiny)).sum())
-    check_between("num_dims", num_dims, 1, span, "the directions that the sampled gradients span")
-    return rows.T @ (rotation[:, :num_dims] / np.sqrt(values[:num_dims]))
+    values, rotation = values[::-1][:num_dims], rotation[:, ::-1][:, :num_dims]
+    kept = values > SMALLEST * max(values[0], np.finfo(np.float64).tiny)
+    found = rows.T @ (rotation[:, kept] / np.sqrt(values[kept]))
+    missing = num_dims - found.shape[1]
+    if not missing:
+        return found
+    log.info("gradients span %d directions; %d coordinates beside them", len(found.T), missing)
+    whole = np.linalg.qr(np.hstack([found, np.eye(len(found), missing)]))[0]
+    return np.hstack([found, whole[:, -missing:]])

@@ -108,7 +108,8 @@ def test_scores_are_those_of_the_matrix_between_the_directions(setup, tmp_path, 
     metric = np.eye(40) if gram == "exact" else np.diag(values + dampings)
     np.testing.assert_allclose(b.T @ metric @ b, np.eye(6), atol=1e-5)
     if gram == "empirical":
-        np.testing.assert_allclose(index.gram, b.T @ x.T @ x @ b / NUM_TRAIN, rtol=1e-3, atol=1e-5)
+        own = b.T @ x.T @ x @ b / NUM_TRAIN
+        np.testing.assert_allclose(np.asarray(index.gram), own, rtol=1e-3, atol=1e-5)
 
 
 def test_the_directions_are_learned_from_a_sample_that_the_seed_draws(setup, tmp_path) -> None:
@@ -174,7 +175,12 @@ def test_wrong_requests_are_refused_before_anything_is_computed(
     assert not (tmp_path / "no").exists()
 
 
-def test_more_directions_than_gradients_span_are_refused() -> None:
-    rows = np.outer(np.arange(1.0, 5), np.arange(1.0, 9))
-    with pytest.raises(ValueError, match=r"`num_dims` must be in \[1, 1\] \(the directions that"):
-        principal_directions(rows, 2)
+@pytest.mark.parametrize("num_rows", [0, 1, 3])
+def test_coordinates_fill_up_what_the_gradients_do_not_span(num_rows: int) -> None:
+    rows = np.zeros((6, 9))
+    rows[:num_rows] = np.random.default_rng(0).standard_normal((num_rows, 9))
+    found = principal_directions(rows, 5)
+    np.testing.assert_allclose(found.T @ found, np.eye(5), atol=1e-10)
+    np.testing.assert_allclose(rows @ found @ found.T, rows, atol=1e-10)
+    left = np.eye(9, 5 - num_rows)  # the first coordinates are told whole as well
+    np.testing.assert_allclose(found @ found.T @ left, left, atol=1e-10)
