@@ -16,7 +16,7 @@ from projections.streams import Lines, line_blocks, parse_line, without_compress
 from projections.text_blocks import Block, ItemBlock, LineBlock, TableBlock
 from projections.text_columns import TextColumns
 
-BLOCK_BYTES = 4 << 20  # of a file
+BLOCK_BYTES = 8 << 20  # of a file
 BLOCK_ROWS = 2048  # of anything else
 
 

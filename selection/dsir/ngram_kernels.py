@@ -14,18 +14,18 @@ from typing import Any
 import numba
 import numpy as np
 
-from selection.dsir.unicode_classes import CLASS_SHIFT
+from selection.dsir.unicode_classes import CLASS_BITS
 
 ONE = np.uint64(1)
-TIMES = np.uint64(0xD6E8FEB86659FD93)  # the base of the polynomial that a token's hash is
+TIMES = np.uint64(0xD6E8FEB86659FD93)  # the base of the polynomial that a text's hash is
 MIX_1 = np.uint64(0xFF51AFD7ED558CCD)  # of the finaliser of MurmurHash3
 MIX_2 = np.uint64(0xC4CEB9FE1A85EC53)
 STEP = np.uint64(0x9E3779B97F4A7C15)
 HALF = np.uint64(33)
 WORD_BITS = np.uint64(32)
 ASCII = np.uint64(0x80)
-LOWER = np.uint64((1 << CLASS_SHIFT) - 1)
-SHIFT = np.uint64(CLASS_SHIFT)
+CLASS = np.uint64(CLASS_BITS)
+LAST = np.uint64(63)
 NONE = np.uint64(0)
 
 
@@ -72,6 +72,12 @@ def decode(data: np.ndarray, at: int) -> tuple[int, int]:
 
 
 @compiled
+def grown(value: np.uint64, entry: np.uint64) -> np.uint64:
+    """Return the hash of a token with another character: one bit around, and its entry."""
+    return ((value << ONE) | (value >> LAST)) + entry
+
+
+@compiled
 def row_hashes(
     data: np.ndarray, start: int, end: int, entries: np.ndarray, hashes: np.ndarray
 ) -> np.uint64:
@@ -85,7 +91,7 @@ def row_hashes(
         data: Bytes of all rows.
         start: Where the row begins.
         end: Where it ends.
-        entries: Class and lower case of each code point.
+        entries: Hash of the lower case of each code point, with its class.
         hashes: Receives one hash a token; one place more than the row has bytes.
 
     Returns:
@@ -98,11 +104,11 @@ def row_hashes(
             wide, length = decode(data, np.int64(at))
             point, width = np.uint64(wide), np.uint64(length)
         entry = np.uint64(entries[point])
-        kind = entry >> SHIFT
+        kind = entry & CLASS
         same = kind == state
         hashes[num] = value
         num += np.uint64((not same) & (state != NONE))
-        value = (value * TIMES if same else NONE) + ((entry & LOWER) + ONE)
+        value = grown(value if same else NONE, entry)
         state = kind
         at += width
     hashes[num] = value
@@ -122,7 +128,7 @@ def tokenize(
     Args:
         data: Bytes of all rows.
         bounds: Where rows begin and end, ``n + 1``.
-        entries: Class and lower case of each code point.
+        entries: Hash of the lower case of each code point, with its class.
         hashes: Receives one hash a token; one place more than there are bytes.
         row_tokens: Receives where the tokens of each row begin, ``n + 1``.
 
@@ -210,24 +216,29 @@ def write_tokens(
 
 
 @compiled
-def hash_tokens(text: np.ndarray, spans: np.ndarray, hashes: np.ndarray) -> None:
-    """Hash tokens that were written, as `tokenize` does on its way."""
+def hash_tokens(
+    text: np.ndarray, spans: np.ndarray, entries: np.ndarray, hashes: np.ndarray
+) -> None:
+    """Hash tokens that were written, as `row_hashes` does on its way."""
     for token in range(len(spans)):
-        at, value = spans[token, 0], np.uint64(0)
+        at, value = spans[token, 0], NONE
         while at < spans[token, 1]:
             point, width = np.int64(text[at]), 1
             if point >= 0x80:
                 point, width = decode(text, at)
-            value = value * TIMES + np.uint64(point) + ONE
+            value = grown(value, entries[point])
             at += width
         hashes[token] = value
 
 
 @compiled
-def mix_each(hashes: np.ndarray) -> None:
-    """Spread the bits of each hash in place, since those of like texts are near each other."""
-    for at in range(len(hashes)):
-        hashes[at] = mix(hashes[at])
+def hash_texts(data: np.ndarray, bounds: np.ndarray, hashes: np.ndarray) -> None:
+    """Hash whole texts by a polynomial over their bytes, spread over the whole word."""
+    for row in range(len(bounds) - 1):
+        value = NONE
+        for at in range(bounds[row], bounds[row + 1]):
+            value = value * TIMES + np.uint64(data[at]) + ONE
+        hashes[row] = mix(value)
 
 
 @compiled
@@ -248,7 +259,9 @@ def fast_bucket(hashes: np.ndarray, last: np.uint64, length: np.uint64, width: n
     value = hashes[last]
     for back in range(ONE, length):
         value = longer(value, hashes[last - back])
-    return ((finish(value, length) >> WORD_BITS) * width) >> WORD_BITS
+    value += length * STEP
+    value = (value ^ (value >> HALF)) * MIX_1  # its upper half is spread enough
+    return ((value >> WORD_BITS) * width) >> WORD_BITS
 
 
 @compiled
@@ -288,7 +301,7 @@ def count_rows(
     Args:
         data: Bytes of all rows.
         bounds: Where rows begin and end, ``n + 1``.
-        entries: Class and lower case of each code point.
+        entries: Hash of the lower case of each code point, with its class.
         order: The longest n-gram.
         slots: Where each row counts; negative for nowhere.
         counts: Numbers to add to, ``S B``.
@@ -319,7 +332,7 @@ def sum_rows(
     Args:
         data: Bytes of all rows.
         bounds: Where rows begin and end, ``n + 1``.
-        entries: Class and lower case of each code point.
+        entries: Hash of the lower case of each code point, with its class.
         order: The longest n-gram.
         table: What to add up, ``T B``.
         sums: Receives the sums, ``n T``.

@@ -69,8 +69,8 @@ def text_hashes(texts: pa.Array) -> np.ndarray:
     from selection.dsir import ngram_kernels as kernels
 
     data, bounds = bytes_and_bounds(texts)
-    hashes = _hashes(data, np.stack([bounds[:-1], bounds[1:]], axis=1))
-    kernels.mix_each(hashes)
+    hashes = np.empty(len(texts), dtype=np.uint64)
+    kernels.hash_texts(data, bounds, hashes)
     return hashes
 
 
@@ -79,7 +79,7 @@ def _hashes(text: np.ndarray, spans: np.ndarray) -> np.ndarray:
     from selection.dsir import ngram_kernels as kernels
 
     hashes = np.empty(len(spans), dtype=np.uint64)
-    kernels.hash_tokens(text, spans, hashes)
+    kernels.hash_tokens(text, spans, characters().entries, hashes)
     return hashes
 
 

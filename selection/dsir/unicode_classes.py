@@ -13,7 +13,9 @@ import numpy as np
 
 NUM_POINTS = 0x110000
 SPACE, WORD, OTHER = 0, 1, 2
-CLASS_SHIFT = 24  # where the class stands in an entry
+CLASS_BITS = 3  # of an entry; the others are those of a hash
+GOLDEN, MIXER = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xFF51AFD7ED558CCD)
+HALF = np.uint64(32)
 SPECIAL = "\u03a3\u0130"  # final sigma depends on its neighbours; dotted I becomes two
 
 
@@ -31,8 +33,10 @@ class Characters:
 
     @cached_property
     def entries(self) -> np.ndarray:
-        """Class and lower case in one number, so that one look finds both."""
-        return (self.classes.astype(np.uint32) << CLASS_SHIFT) | self.lowers
+        """A hash of the lower case with the class in its last bits: one look finds both."""
+        spread = (self.lowers.astype(np.uint64) + np.uint64(1)) * GOLDEN
+        spread = (spread ^ (spread >> HALF)) * MIXER
+        return ((spread ^ (spread >> HALF)) & ~np.uint64(CLASS_BITS)) | self.classes
 
 
 @cache
