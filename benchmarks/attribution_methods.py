@@ -201,6 +201,7 @@ def index(trained: Trained) -> Fit:
         trained.train,
         num_dims=num_dims,
         path=trained.folder / "index",
+        basis="coordinates",
         row_dtype="int8",
         settings=trained.reading,
     )

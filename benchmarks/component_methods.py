@@ -241,7 +241,9 @@ def _ekfac(trial: Trial, settings: PassSettings, name: str) -> list[Found]:
     spent = time.process_time() - began
     with TemporaryDirectory() as folder:
         path = Path(folder)
-        index = build_index(fitted, trial.task, trial.candidates, num_dims=num_dims, path=path)
+        index = build_index(
+            fitted, trial.task, trial.candidates, num_dims=num_dims, path=path, basis="coordinates"
+        )
         kept = np.concatenate([np.array(block) for block in index.store.blocks()])
     whitened = index.whitening.apply(torch.from_numpy(kept).float()).numpy()
     reading = fitted.reading(None)

@@ -16,7 +16,14 @@ from measuring import options, parse, publish, table
 
 from gradsift.corpus import Corpus, CorpusSettings, build_corpus
 from gradsift.language_model import ModelSettings, build_model, train_model
-from influence import EKFAC, FittedCurvature, InfluenceIndex, build_index
+from influence import (
+    EKFAC,
+    BasisName,
+    EigenProjector,
+    FittedCurvature,
+    InfluenceIndex,
+    build_index,
+)
 from projections import CausalLM, PassSettings, Task
 
 CORPUS = CorpusSettings(
@@ -52,9 +59,12 @@ def recalls(
 ) -> list[list[str]]:
     """Return a row of recall for each metric."""
     rows = index.store.rows(range(len(index)))
-    by_eigenvalues = replace(index, gram=None, damping=float(index.projector.eigenvalues.mean()))
+    metrics = {"Gram of the rows": index}
+    if isinstance(index.projector, EigenProjector):
+        mean = float(index.projector.eigenvalues.mean())
+        metrics["eigenvalues"] = replace(index, gram=None, damping=mean)
     found = []
-    for name, metric in (("Gram of the rows", index), ("eigenvalues", by_eigenvalues)):
+    for name, metric in metrics.items():
         scores = metric.query_rows(task, corpus.held_out) @ rows.T
         found.append([name, recall(exact, scores)])
     norms = index.store.column("grad_norm")
@@ -66,12 +76,18 @@ def recalls(
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--dims", type=int, nargs="+", default=[1024, 4096])
+    parser.add_argument("--coordinates", type=int, nargs="*", default=[1024, 4096])
+    parser.add_argument("--principal", type=int, nargs="*", default=[256, 1024])
     arguments = parse(parser)
-    corpus_settings, model_settings, dims = CORPUS, MODEL, arguments.dims
+    corpus_settings, model_settings = CORPUS, MODEL
+    dims: dict[BasisName, list[int]] = {
+        "principal": arguments.principal,
+        "coordinates": arguments.coordinates,
+    }
     if arguments.quick:
         corpus_settings = replace(CORPUS, packages=("email",), num_train=20, num_held_out=2)
-        model_settings, dims = ModelSettings(steps=2, hidden_size=32, num_layers=1), [64]
+        model_settings = ModelSettings(steps=2, hidden_size=32, num_layers=1)
+        dims = {"principal": [16], "coordinates": [64]}
     corpus = build_corpus(corpus_settings, seed=0)
     task = trained(corpus, model_settings)
     fitted = EKFAC(seed=0).fit(task, corpus.train, settings=READING)
@@ -80,16 +96,23 @@ def main() -> None:
     one_pass = time.perf_counter() - began
     exact = fitted.scores(task, corpus.held_out, corpus.train).values
     speeds, found = [], []
-    for num_dims in dims:
+    for basis, num_dims in ((basis, number) for basis in dims for number in dims[basis]):
         with TemporaryDirectory() as folder:
             index = build_index(
-                fitted, task, corpus.train, num_dims=num_dims, path=folder, row_dtype="int8"
+                fitted,
+                task,
+                corpus.train,
+                num_dims=num_dims,
+                path=folder,
+                basis=basis,
+                row_dtype="int8",
             )
             alone = np.median(time_queries(index, task, corpus, rerank=0))
             deep = min(RERANKED, len(index))
             again = np.median(time_queries(index, task, corpus, rerank=deep)[:4])
             speeds.append(
                 [
+                    basis,
                     f"{num_dims:,}",
                     f"{alone * 1000:.1f} ms",
                     f"{one_pass / alone:,.0f}x",
@@ -98,17 +121,24 @@ def main() -> None:
                 ]
             )
             for row in recalls(index, fitted, task, corpus, exact):
-                found.append([f"{num_dims:,}", *row])
+                found.append([basis, f"{num_dims:,}", *row])
     num_params = sum(layer.eigenvalues.numel() for layer in fitted.layers.values())
     parts = [
         f"{len(corpus.train):,} passages of {corpus_settings.length} tokens, {num_params:,} weights"
         f" in linear maps; one pass of EK-FAC for one query takes {one_pass:.1f} s. int8 rows.",
         table(
-            ["numbers", "a query", "a pass is", f"re-ranking {RERANKED} of each end", "a pass is"],
+            [
+                "basis",
+                "numbers",
+                "a query",
+                "a pass is",
+                f"re-ranking {RERANKED} of each end",
+                "a pass is",
+            ],
             speeds,
         ),
         f"Recall of the exact ten best among the first 10 / 100 / 300, {len(exact)} queries:",
-        table(["numbers", "metric", "recall"], found),
+        table(["basis", "numbers", "metric", "recall"], found),
     ]
     publish("A query against the index, and a pass", parts, arguments.out)
 
