@@ -96,7 +96,7 @@ def main() -> None:
     one_pass = time.perf_counter() - began
     exact = fitted.scores(task, corpus.held_out, corpus.train).values
     speeds, found = [], []
-    for basis, num_dims in ((basis, number) for basis in dims for number in dims[basis]):
+    for basis, num_dims in ((basis, n) for basis, numbers in dims.items() for n in numbers):
         with TemporaryDirectory() as folder:
             index = build_index(
                 fitted,
