@@ -54,6 +54,19 @@ def time_queries(index: InfluenceIndex, task: Task, corpus: Corpus, *, rerank: i
     return seconds[1:]
 
 
+def speed(index: InfluenceIndex, task: Task, corpus: Corpus, one_pass: float) -> list[str]:
+    """Return what a query takes alone and with re-ranking, and how often a pass takes that."""
+    alone = np.median(time_queries(index, task, corpus, rerank=0))
+    deep = min(RERANKED, len(index))
+    again = np.median(time_queries(index, task, corpus, rerank=deep)[:4])
+    return [
+        f"{alone * 1000:.1f} ms",
+        f"{one_pass / alone:,.0f}x",
+        f"{again:.2f} s",
+        f"{one_pass / again:,.0f}x",
+    ]
+
+
 def recalls(
     index: InfluenceIndex, fitted: FittedCurvature, task: Task, corpus: Corpus, exact: np.ndarray
 ) -> list[list[str]]:
@@ -96,47 +109,27 @@ def main() -> None:
     one_pass = time.perf_counter() - began
     exact = fitted.scores(task, corpus.held_out, corpus.train).values
     speeds, found = [], []
-    for basis, num_dims in ((basis, n) for basis, numbers in dims.items() for n in numbers):
-        with TemporaryDirectory() as folder:
-            index = build_index(
-                fitted,
-                task,
-                corpus.train,
-                num_dims=num_dims,
-                path=folder,
-                basis=basis,
-                row_dtype="int8",
-            )
-            alone = np.median(time_queries(index, task, corpus, rerank=0))
-            deep = min(RERANKED, len(index))
-            again = np.median(time_queries(index, task, corpus, rerank=deep)[:4])
-            speeds.append(
-                [
-                    basis,
-                    f"{num_dims:,}",
-                    f"{alone * 1000:.1f} ms",
-                    f"{one_pass / alone:,.0f}x",
-                    f"{again:.2f} s",
-                    f"{one_pass / again:,.0f}x",
-                ]
-            )
-            for row in recalls(index, fitted, task, corpus, exact):
-                found.append([basis, f"{num_dims:,}", *row])
+    for basis, numbers in dims.items():
+        for num_dims in numbers:
+            with TemporaryDirectory() as folder:
+                index = build_index(
+                    fitted,
+                    task,
+                    corpus.train,
+                    num_dims=num_dims,
+                    path=folder,
+                    basis=basis,
+                    row_dtype="int8",
+                )
+                speeds.append([basis, f"{num_dims:,}", *speed(index, task, corpus, one_pass)])
+                for row in recalls(index, fitted, task, corpus, exact):
+                    found.append([basis, f"{num_dims:,}", *row])
     num_params = sum(layer.eigenvalues.numel() for layer in fitted.layers.values())
+    again = f"re-ranking {RERANKED} of each end"
     parts = [
         f"{len(corpus.train):,} passages of {corpus_settings.length} tokens, {num_params:,} weights"
         f" in linear maps; one pass of EK-FAC for one query takes {one_pass:.1f} s. int8 rows.",
-        table(
-            [
-                "basis",
-                "numbers",
-                "a query",
-                "a pass is",
-                f"re-ranking {RERANKED} of each end",
-                "a pass is",
-            ],
-            speeds,
-        ),
+        table(["basis", "numbers", "a query", "a pass is", again, "a pass is"], speeds),
         f"Recall of the exact ten best among the first 10 / 100 / 300, {len(exact)} queries:",
         table(["basis", "numbers", "metric", "recall"], found),
     ]
