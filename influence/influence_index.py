@@ -45,6 +45,7 @@ from projections import (
     SearchIndex,
     Sketch,
     Statistic,
+    StoreMismatchError,
     StoreWriter,
     Task,
     TopK,
@@ -224,6 +225,11 @@ class InfluenceIndex:
         """
         folder = Path(path)
         config = read_json(folder / CONFIG, KIND)
+        if "num_coordinates" not in config:
+            raise StoreMismatchError(
+                f"{folder} must hold an index that says what its numbers are made of. It was built "
+                "by an earlier version: build it again in another folder."
+            )
         curvature = FittedCurvature.load(folder / CURVATURE)
         inner = choose_coordinates(
             curvature.layers, config["num_coordinates"], model=curvature.model
@@ -308,7 +314,7 @@ def build_index(
     if sizes.num_learned is not None:
         learner = Learner(
             inner,
-            metric="curvature" if labels is None else TARGETS[labels.kind],
+            metric="ones" if target_name == "ones" else "curvature",
             num_dims=num_dims,
             num_learned=sizes.num_learned,
             seed=seed,

@@ -17,6 +17,7 @@ from selection import HashedNgrams
 from selection.dsir.ngrams import HashName
 from selection.dsir.noise import gumbel, row_uniforms
 from selection.dsir.pieces import cut
+from selection.dsir.tokens import word_hashes
 from selection.dsir.unicode_classes import NUM_POINTS, OTHER, SPACE, WORD, characters
 
 WORDS = re.compile(r"\w+|[^\w\s]+")
@@ -119,6 +120,15 @@ def test_a_text_has_the_same_buckets_alone_and_among_others() -> None:
         assert ngrams(pa.array([text])).buckets.tolist() == part.tolist()
     sliced = ngrams(pa.array(["x y", *TEXTS, "z"]).slice(1, len(TEXTS)))
     assert sliced.buckets.tolist() == together.buckets.tolist()
+
+
+def test_tokens_that_repeat_or_swap_letters_a_word_apart_have_hashes_of_their_own() -> None:
+    runs = [letter * count for letter in "-=ax" for count in range(1, 700)]
+    random = np.random.default_rng(0)
+    swaps = ["".join(random.permutation(list("abcdefgh" * 17))) for _ in range(500)]
+    swaps += [text[64] + text[1:64] + text[0] + text[65:] for text in swaps if text[0] != text[64]]
+    for texts in (runs, swaps):
+        assert len(np.unique(word_hashes(pa.array(texts)).hashes)) == len(set(texts))
 
 
 @pytest.mark.parametrize("order", [1, 2, 4])

@@ -137,6 +137,16 @@ def test_a_loaded_index_answers_the_same(setup, tmp_path) -> None:
         np.testing.assert_array_equal(one.scores, other.scores)
 
 
+def test_an_index_of_an_earlier_version_is_refused(setup, tmp_path) -> None:
+    task, train, _, fitted = setup
+    build_index(fitted, task, train, num_dims=6, path=tmp_path)
+    config = json.loads((tmp_path / "index.json").read_text())
+    del config["num_coordinates"]
+    (tmp_path / "index.json").write_text(json.dumps(config))
+    with pytest.raises(StoreMismatchError, match=r"It was built by an earlier version: build it"):
+        InfluenceIndex.load(tmp_path)
+
+
 def test_other_directions_are_not_mistaken_for_the_first(setup, tmp_path) -> None:
     task, train, _, fitted = setup
     build_index(fitted, task, train, num_dims=6, path=tmp_path)
