@@ -22,6 +22,7 @@ from influence import (
     SOURCE,
     TFIDF,
     TRAK,
+    BasisName,
     Curvature,
     DataInf,
     Diagonal,
@@ -190,26 +191,32 @@ def curvature(method: Curvature) -> Callable[[Trained], Fit]:
     return fit
 
 
-def index(trained: Trained) -> Fit:
-    """The eigenbasis index as shipped, with int8 rows."""
-    curvature = EKFAC(seed=0).fit(trained.task, trained.train, settings=trained.reading)
-    total = sum(layer.eigenvalues.numel() for layer in curvature.layers.values())
-    num_dims = min(total, width(trained, 4096))
-    built = build_index(
-        curvature,
-        trained.task,
-        trained.train,
-        num_dims=num_dims,
-        path=trained.folder / "index",
-        basis="coordinates",
-        row_dtype="int8",
-        settings=trained.reading,
-    )
-    fits = {DEFAULT: AsInfluence(built)} | {
-        f"{m:g} x default": AsInfluence(built.with_damping(built.damping * m))
-        for m in (0.1, 0.3, 3.0, 10.0)
-    }
-    return Fit(fits, (num_dims + 4) * len(trained.train) + 4 * num_dims**2)
+def index(basis: BasisName, num_dims: int) -> Callable[[Trained], Fit]:
+    """Return the eigenbasis index of so many numbers, with int8 rows."""
+
+    def method(trained: Trained) -> Fit:
+        curvature = EKFAC(seed=0).fit(trained.task, trained.train, settings=trained.reading)
+        total = sum(layer.eigenvalues.numel() for layer in curvature.layers.values())
+        most = len(trained.train) if basis == "principal" else total
+        dims = min(total, most, width(trained, num_dims))
+        built = build_index(
+            curvature,
+            trained.task,
+            trained.train,
+            num_dims=dims,
+            path=trained.folder / f"index-{basis}",
+            basis=basis,
+            row_dtype="int8",
+            settings=trained.reading,
+        )
+        fits = {DEFAULT: AsInfluence(built)} | {
+            f"{m:g} x default": AsInfluence(built.with_damping(built.damping * m))
+            for m in (0.1, 0.3, 3.0, 10.0)
+        }
+        made_of = dims * len(built.projector.eigenvalues) if basis == "principal" else 0
+        return Fit(fits, (dims + 4) * len(trained.train) + 4 * dims**2 + 4 * made_of)
+
+    return method
 
 
 def trak(count: int) -> Callable[[Trained], Fit]:
@@ -313,7 +320,8 @@ METHODS: dict[str, Callable[[Trained], Fit]] = {
     "Neumann series": neumann,
     "ASTRA": astra,
     "conjugate gradients": conjugate_gradients,
-    "index, int8": index,
+    "index of coordinates, int8": index("coordinates", 4096),
+    "index, int8": index("principal", 1024),
     "exact influence": exact_influence,
 }
 
