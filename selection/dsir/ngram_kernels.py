@@ -14,7 +14,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from selection.dsir.unicode_classes import CLASS_BITS
+from selection.dsir.unicode_classes import CLASS_BITS, SPECIAL
 
 ONE = np.uint64(1)
 TIMES = np.uint64(0xD6E8FEB86659FD93)  # the base of the polynomial that a text's hash is
@@ -27,6 +27,8 @@ ASCII = np.uint64(0x80)
 CLASS = np.uint64(CLASS_BITS)
 LAST = np.uint64(63)
 NONE = np.uint64(0)
+FIRST_SPECIAL, SECOND_SPECIAL = (np.uint64(ord(letter)) for letter in SPECIAL)
+UNCLEAR = np.uint64(0xFFFFFFFFFFFFFFFF)  # instead of the number of a row's tokens
 
 
 def compiled(function: Callable[..., Any]) -> Any:
@@ -95,7 +97,7 @@ def row_hashes(
         hashes: Receives one hash a token; one place more than the row has bytes.
 
     Returns:
-        The number of tokens.
+        The number of tokens, or `UNCLEAR` if the lower case of a character depends on others.
     """
     num, at, stop, state, value = NONE, np.uint64(start), np.uint64(end), NONE, NONE
     while at < stop:
@@ -103,6 +105,8 @@ def row_hashes(
         if point >= ASCII:
             wide, length = decode(data, np.int64(at))
             point, width = np.uint64(wide), np.uint64(length)
+            if (point == FIRST_SPECIAL) | (point == SECOND_SPECIAL):
+                return UNCLEAR
         entry = np.uint64(entries[point])
         kind = entry & CLASS
         same = kind == state
@@ -124,6 +128,8 @@ def tokenize(
     row_tokens: np.ndarray,
 ) -> int:
     """Hash the words and the runs of punctuation of each row, in lower case.
+
+    No row is unclear: texts come through `lowered_bytes`.
 
     Args:
         data: Bytes of all rows.
@@ -295,6 +301,7 @@ def count_rows(
     order: int,
     slots: np.ndarray,
     counts: np.ndarray,
+    unclear: np.ndarray,
 ) -> None:
     """Count the n-grams of each row into ``counts[slot]``, without writing them down.
 
@@ -305,6 +312,7 @@ def count_rows(
         order: The longest n-gram.
         slots: Where each row counts; negative for nowhere.
         counts: Numbers to add to, ``S B``.
+        unclear: Receives whether a row must be in lower case first; it is not counted.
     """
     hashes, width = np.empty(longest_row(bounds) + 1, np.uint64), np.uint64(counts.shape[1])
     for row in range(len(bounds) - 1):
@@ -312,6 +320,9 @@ def count_rows(
             continue
         into = counts[slots[row]]
         num = row_hashes(data, bounds[row], bounds[row + 1], entries, hashes)
+        if num == UNCLEAR:
+            unclear[row] = True
+            continue
         for length in range(ONE, np.uint64(order) + ONE):
             for last in range(length - ONE, num):
                 into[fast_bucket(hashes, last, length, width)] += 1
@@ -326,6 +337,7 @@ def sum_rows(
     table: np.ndarray,
     sums: np.ndarray,
     num_tokens: np.ndarray,
+    unclear: np.ndarray,
 ) -> None:
     """Add up the entries of a table over the n-grams of each row, without writing them down.
 
@@ -337,10 +349,14 @@ def sum_rows(
         table: What to add up, ``T B``.
         sums: Receives the sums, ``n T``.
         num_tokens: Receives the number of tokens of each row.
+        unclear: Receives whether a row must be in lower case first; it is not summed.
     """
     hashes, width = np.empty(longest_row(bounds) + 1, np.uint64), np.uint64(table.shape[1])
     for row in range(len(bounds) - 1):
         num = row_hashes(data, bounds[row], bounds[row + 1], entries, hashes)
+        if num == UNCLEAR:
+            unclear[row] = True
+            continue
         num_tokens[row] = num
         for target in range(len(table)):
             values, total = table[target], 0.0

@@ -14,8 +14,9 @@ from projections import check_at_least, check_between, check_one_of
 from selection.dsir.tokens import (
     Tokenizer,
     Tokens,
+    bytes_and_bounds,
     custom_tokens,
-    lowered_bytes,
+    lowered,
     word_hashes,
     words,
 )
@@ -98,8 +99,11 @@ class HashedNgrams:
             return
         from selection.dsir import ngram_kernels as kernels
 
-        entries = characters().entries
-        kernels.count_rows(*lowered_bytes(texts), entries, self.order, slots, counts)
+        unclear, entries = np.zeros(len(texts), dtype=bool), characters().entries
+        text = bytes_and_bounds(texts)
+        kernels.count_rows(*text, entries, self.order, slots, counts, unclear)
+        if unclear.any():
+            self.count(lowered(texts.filter(pa.array(unclear))), slots[unclear], counts)
 
     def sums(
         self, texts: pa.Array, table: Float[np.ndarray, "T B"]
@@ -116,8 +120,12 @@ class HashedNgrams:
         from selection.dsir import ngram_kernels as kernels
 
         sums, num_tokens = np.empty((len(texts), len(table))), np.empty(len(texts), dtype=np.int64)
-        entries = characters().entries
-        kernels.sum_rows(*lowered_bytes(texts), entries, self.order, table, sums, num_tokens)
+        unclear, entries = np.zeros(len(texts), dtype=bool), characters().entries
+        text = bytes_and_bounds(texts)
+        kernels.sum_rows(*text, entries, self.order, table, sums, num_tokens, unclear)
+        if unclear.any():
+            found = self.sums(lowered(texts.filter(pa.array(unclear))), table)
+            sums[unclear], num_tokens[unclear] = found
         return sums, num_tokens
 
     @property

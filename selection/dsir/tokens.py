@@ -100,8 +100,13 @@ def lowered_bytes(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     data, bounds = bytes_and_bounds(texts)
     if not kernels.has_special(data[bounds[0] : bounds[-1]]):
         return data, bounds
+    return bytes_and_bounds(lowered(texts))
+
+
+def lowered(texts: pa.Array) -> pa.Array:
+    """Return texts, those with a character that needs its neighbours for that in lower case."""
     plain = [
         text.lower() if any(letter in text for letter in SPECIAL) else text
         for text in texts.to_pylist()
     ]
-    return bytes_and_bounds(pa.array(plain, pa.large_string()))
+    return pa.array(plain, pa.large_string())
