@@ -40,8 +40,13 @@ MOST_FLOAT16 = 200_000  # rows kept in float16
 COUNTS = (1, 256)  # queries at a time
 K = 10
 CANDIDATES = 300
-SMALL = ("Flat", "SQ8", "IVF256,SQ8", "PQ128", "RaBitQ", "IVF256,RaBitQ", "HNSW16")
-LARGE = ("RaBitQ",)  # at a million rows: those that are built in minutes and fit the memory
+SMALL = ("Flat", "SQ8", "IVF256,SQ8", "PQ512x4fs", "RaBitQ", "IVF256,RaBitQ", "HNSW16")
+LARGE = (  # at a million rows: those that are built in minutes and fit the memory, so no HNSW
+    "PQ512x4fs",
+    "RaBitQ",
+    "IVF1024(PCA64,Flat),SQ8_direct_signed",
+    "IVF1024(PCA64,Flat),RaBitQ",
+)
 QUICK = ("Flat", "IVF16,SQ8", "RaBitQ")
 
 

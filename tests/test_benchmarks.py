@@ -37,6 +37,7 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
         pytest.param("image_selection", marks=pytest.mark.slow),
         pytest.param("gradient_index", marks=pytest.mark.slow),
         pytest.param("search_cost", marks=pytest.mark.slow),
+        pytest.param("ray_cost", marks=pytest.mark.slow),
     ],
 )
 def test_a_benchmark_prints_a_report_and_writes_it(name: str, tmp_path: Path) -> None:
