@@ -27,7 +27,7 @@ ASCII = np.uint64(0x80)
 CLASS = np.uint64(CLASS_BITS)
 LAST = np.uint64(63)
 NONE = np.uint64(0)
-FIRST_SPECIAL, SECOND_SPECIAL = (np.uint64(ord(letter)) for letter in SPECIAL)
+SIGMA, DOTTED_I = (np.uint64(ord(letter)) for letter in SPECIAL)
 UNCLEAR = np.uint64(0xFFFFFFFFFFFFFFFF)  # instead of the number of a row's tokens
 
 
@@ -105,7 +105,7 @@ def row_hashes(
         if point >= ASCII:
             wide, length = decode(data, np.int64(at))
             point, width = np.uint64(wide), np.uint64(length)
-            if (point == FIRST_SPECIAL) | (point == SECOND_SPECIAL):
+            if (point == SIGMA) | (point == DOTTED_I):
                 return UNCLEAR
         entry = np.uint64(entries[point])
         kind = entry & CLASS
