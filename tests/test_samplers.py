@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -152,6 +152,8 @@ def test_other_numbers_of_weights_are_refused() -> None:
     norms=st.lists(st.floats(0, 100), min_size=1, max_size=20).map(np.array),
     floor=st.floats(0, 1),
 )
+@example(norms=np.array([5e-324]), floor=0.5)
+@example(norms=np.array([1e308, 1e308, 0.0]), floor=0.1)
 @settings(deadline=None, max_examples=50)
 def test_probabilities_of_norms_sum_to_one_above_the_floor(norms, floor: float) -> None:
     found = norm_probabilities(norms, floor=floor)

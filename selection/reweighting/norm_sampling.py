@@ -46,9 +46,12 @@ def norm_probabilities(
         )
     if len(norms) and norms.min() < 0:
         raise ValueError(f"`norms` must be at least 0. Got {norms.min():g}.")
-    total = norms.sum()
     even = np.full(len(norms), 1 / max(len(norms), 1))
-    return even if total == 0 else (1 - floor) * norms / total + floor * even
+    largest = norms.max(initial=0.0)
+    if largest == 0:
+        return even
+    shares = norms / largest  # sums of very large or very small norms have no inverse
+    return (1 - floor) * (shares / shares.sum()) + floor * even
 
 
 class RunningNorms:
