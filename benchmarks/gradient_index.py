@@ -211,7 +211,7 @@ def peer_report(chosen: Namespace) -> list[str]:
                 if python:
                     peers[peer] = Peer(python, peer, folder)
             runs: dict[str, Callable[[], object]] = {OURS: ours, **peers}
-            times = one_after_another(runs, min(2, chosen.rounds))
+            times = interleave(runs, min(2, chosen.rounds))
             sketches = {OURS: ours.rows}
             sketches |= {peer: np.load(folder / f"{peer}.npy") for peer in peers}
         finally:
@@ -233,17 +233,6 @@ def peer_report(chosen: Namespace) -> list[str]:
         "gradients." + (f" Absent: {', '.join(absent)}." if absent else ""),
         table(head, rows),
     ]
-
-
-def one_after_another(runs: dict[str, Callable[[], object]], rounds: int) -> Times:
-    """Time each run by itself, warmed up.
-
-    In turns, the system takes away the memory of a process that waits for minutes, which would
-    then be timed reading it back.
-    """
-    return Times(
-        {name: interleave({name: run}, rounds).seconds[name] for name, run in runs.items()}
-    )
 
 
 def peer_row(name: str, times: Times, error: float, num_examples: int) -> list[str]:
