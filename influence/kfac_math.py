@@ -45,6 +45,14 @@ class Rotation:
         """Return ``values @ U^T``: rows back from the eigenbasis."""
         return self._apply(values, [block.to(values).mT for block in self.blocks])
 
+    def columns_into(self, values: Float[Tensor, "*b i c"]) -> Float[Tensor, "*b i c"]:
+        """Return ``U^T @ values``: columns in the coordinates of the eigenbasis."""
+        return self._apply_to_columns(values, [block.to(values).mT for block in self.blocks])
+
+    def columns_back(self, values: Float[Tensor, "*b i c"]) -> Float[Tensor, "*b i c"]:
+        """Return ``U @ values``: columns back from the eigenbasis."""
+        return self._apply_to_columns(values, [block.to(values) for block in self.blocks])
+
     def columns(self, chosen: Int[Tensor, " c"]) -> Float[Tensor, "i c"]:
         """Return some columns of the matrix."""
         if not self.blocks:
@@ -70,6 +78,16 @@ class Rotation:
             return values @ blocks[0]
         pieces = values.split([len(block) for block in blocks], dim=-1)
         return torch.cat([p @ b for p, b in zip(pieces, blocks, strict=True)], dim=-1)
+
+    @staticmethod
+    def _apply_to_columns(values: Tensor, blocks: list[Tensor]) -> Tensor:
+        """Multiply the second to last axis by a block-diagonal matrix, without transposing."""
+        if not blocks:
+            return values
+        if len(blocks) == 1:
+            return blocks[0] @ values
+        pieces = values.split([len(block) for block in blocks], dim=-2)
+        return torch.cat([b @ p for p, b in zip(pieces, blocks, strict=True)], dim=-2)
 
 
 @dataclass(frozen=True)
@@ -284,14 +302,14 @@ def rotated_gradients(
         formed = g.mT @ a
         if not way.inputs_first:
             formed = right.into(formed)
-        yield formed if way.grads_first else left.into(formed.mT).mT
+        yield formed if way.grads_first else left.columns_into(formed)
 
 
 def rotate_gradients(
     gradients: Float[Tensor, "n o i"], *, left: Rotation, right: Rotation
 ) -> Float[Tensor, "n o i"]:
     """Return ``U_G^T G U_A`` for each gradient."""
-    return left.into(right.into(gradients).mT).mT
+    return left.columns_into(right.into(gradients))
 
 
 def precondition(
@@ -303,7 +321,7 @@ def precondition(
 ) -> Float[Tensor, "q o i"]:
     """Return ``U_G ((U_G^T G U_A) * inverse) U_A^T`` for each gradient."""
     scaled = rotate_gradients(gradients, left=left, right=right) * inverse
-    return left.back(right.back(scaled).mT).mT
+    return left.columns_back(right.back(scaled))
 
 
 def damped_inverse(eigenvalues: Float[Tensor, "o i"], damping: float) -> Float[Tensor, "o i"]:

@@ -9,6 +9,7 @@ Under a launcher each rank takes its share of the shards, and all of them return
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -23,6 +24,7 @@ from projections.data import Rows, as_rows, shard_ranges
 from projections.errors import NonFiniteError, StoreMismatchError
 from projections.evaluation_mode import check_evaluation_mode
 from projections.fingerprint import fingerprint_model
+from projections.freed_memory import freed_memory_kept
 from projections.labels import Labels
 from projections.layout import Layout, find_components
 from projections.merging import begin_share, merge_shares
@@ -230,7 +232,9 @@ class _Walk:
         examples = self.task.encode(self.rows.fetch(positions)) if positions else []
         groups = list(pack([self.task.size(example) for example in examples], self.settings))
         counts = self.ranks.gather(len(groups), "batches of a round") if self._in_step else [0]
-        table = self._compute(positions, examples, groups) if positions else None
+        # A single batch, such as one query, has no next one to keep memory for.
+        with freed_memory_kept() if len(groups) > 1 else nullcontext():
+            table = self._compute(positions, examples, groups) if positions else None
         for _ in range(len(groups), max(counts)):
             self._run_along()
         return table

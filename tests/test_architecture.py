@@ -75,6 +75,7 @@ projections.features        what goes into a layer, as one vector a row
 projections.pass_settings   batches by length, shards, and which components
 projections.batch_runs      one batch: a forward, and a backward for each draw
 projections.preflight       what is tried on a few rows before a pass
+projections.freed_memory    memory that a batch frees, for the next one
 projections.passes          one walk over a dataset
 projections.checkpoint      where a killed pass goes on
 projections.sjlt            sparse random projection

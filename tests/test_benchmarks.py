@@ -14,6 +14,7 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
     "name",
     [
         "attribution",
+        "freed_memory",
         "memory",
         "gpu",
         "peers_toy",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import influence.queries as query_module
 from influence import (
     EKFAC,
     KFAC,
@@ -539,3 +540,18 @@ def test_softmax_draws_follow_the_model() -> None:
     shares = [(values - -score).abs().lt(1e-9).double().mean() for score in scores]
     # Four standard errors of a share over 3,000 draws.
     assert all(abs(a - b) < 4 * 0.5 / 3000**0.5 for a, b in zip(shares, scores.exp(), strict=True))
+
+
+@pytest.mark.parametrize(("positions", "count"), [(1, 3), (5, 3), (5, 70)])
+def test_queries_in_blocks_and_pieces_meet_every_gradient(
+    positions: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(query_module, "PIECE_ENTRIES", 12)
+    generator = torch.Generator().manual_seed(0)
+    blocks = [torch.randn(4, height, 6, generator=generator).double() for height in (8, 2, 3)]
+    inputs = torch.randn(count, positions, 6, generator=generator).double()
+    grads = torch.randn(count, positions, 13, generator=generator).double()
+    gradients = torch.einsum("nto,nti->noi", grads, inputs)
+    expected = torch.einsum("noi,qoi->nq", gradients, torch.cat(blocks, dim=1))
+    found = query_module.FullQueries(tuple(blocks)).scores(inputs, grads)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
