@@ -25,23 +25,23 @@ from projections import SJLT, CausalLM, PassSettings, index_gradients
 LEAVE_ALONE = {"GLIBC_TUNABLES": "glibc.malloc.check=0"}
 HIDDEN = 192  # a multiple of 6 heads
 LONGEST = 128
-BATCH = 32
 
 
 def main() -> None:
     """Print the table."""
     parser = options(__doc__)
+    parser.add_argument("--batch-size", type=int, default=32, help="sequences that run together")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     chosen = parse(parser)
     if chosen.child:
-        print(json.dumps(work(chosen.quick)))
+        print(json.dumps(work(chosen.quick, chosen.batch_size)))
         return
     ways = {"kept": {}, "left to the C library": LEAVE_ALONE}
     found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     rounds = 1 if chosen.quick else chosen.rounds
-    for _ in range(rounds):
-        for way, setting in ways.items():
-            found[way].append(run_alone(setting, chosen.quick, torch.get_num_threads()))
+    for number in range(rounds):
+        for way, setting in list(ways.items())[:: 1 if number % 2 else -1]:
+            found[way].append(run_alone(setting, chosen))
     rows = []
     for stage in ("index", "fit"):
         kept, left = ([run[stage] for run in found[way]] for way in ways)
@@ -53,26 +53,36 @@ def main() -> None:
     )
     parts = [
         f"A Llama of hidden {HIDDEN} and 4 layers; sequences of 16 to {LONGEST} tokens, in batches "
-        f"of {BATCH}. Medians of {rounds} rounds, ratios within a round.",
+        f"of {chosen.batch_size}. Medians of {rounds} rounds, ratios within a round.",
         table(["", *ways, "ratio"], rows),
     ]
     publish("Memory that batches free", parts, chosen.out)
 
 
-def run_alone(setting: dict[str, str], quick: bool, threads: int) -> dict[str, float]:
+def run_alone(setting: dict[str, str], chosen: argparse.Namespace) -> dict[str, float]:
     """Work in a process of its own and return what it says."""
-    command = [sys.executable, __file__, "--child", "--threads", str(threads)]
+    command = [sys.executable, __file__, "--child", "--threads", str(torch.get_num_threads())]
+    command += ["--batch-size", str(chosen.batch_size)]
     done = subprocess.run(
-        [*command, "--quick"] if quick else command,
+        [*command, "--quick"] if chosen.quick else command,
         check=True,
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | setting,
+        env=without_settings() | setting,
     )
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def work(quick: bool) -> dict[str, float]:
+def without_settings() -> dict[str, str]:
+    """Return the environment without settings of `malloc`."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name != "GLIBC_TUNABLES" and not (name.startswith("MALLOC_") and name.endswith("_"))
+    }
+
+
+def work(quick: bool, batch_size: int) -> dict[str, float]:
     """Return the seconds of an index and of a fit, and the most memory that was held."""
     model = build_model(quick, hidden=HIDDEN)
     task, generator = CausalLM(model), torch.Generator().manual_seed(0)
@@ -82,7 +92,7 @@ def work(quick: bool) -> dict[str, float]:
         {"input_ids": torch.randint(vocabulary, (length,), generator=generator).tolist()}
         for length in lengths
     ]
-    settings = PassSettings(batch_size=BATCH, layers=("*_proj",))
+    settings = PassSettings(batch_size=batch_size, layers=("*_proj",))
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         projector = SJLT(num_dims=1024, seed=0)

@@ -133,8 +133,9 @@ def main() -> None:
     """Print the table."""
     chosen = parse(options(__doc__))
     rows, worst = [], 0.0
+    num_rounds = 1 if chosen.quick else chosen.rounds
     for setting in QUICK if chosen.quick else FULL:
-        rounds = [(predicted(setting), measured(setting)) for _ in range(chosen.rounds)]
+        rounds = [(predicted(setting), measured(setting)) for _ in range(num_rounds)]
         name = f"hidden {setting.hidden}, {setting.num_layers} layers, {setting.length} tokens"
         for stage in rounds[0][1]:
             ratios = [plan[stage] / real[stage] for plan, real in rounds]
@@ -144,7 +145,7 @@ def main() -> None:
             rows.append([*row, f"{min(ratios):.2f} to {max(ratios):.2f}"])
     head = ["model", "stage", "planned seconds", "measured", "planned / measured", "rounds"]
     note = (
-        f"Furthest from 1: {worst:.0%}. Medians of {chosen.rounds} rounds; each measures the rates "
+        f"Furthest from 1: {worst:.0%}. Medians of {num_rounds} rounds; each measures the rates "
         "at the shapes of the plan, and then the stages."
     )
     publish("Plans and what then happens", [table(head, rows), note], chosen.out)

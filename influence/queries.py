@@ -4,12 +4,13 @@ Letters: ``n`` training examples, ``q`` queries, ``t`` positions, ``i`` inputs, 
 ``h`` outputs of one block, ``r`` rank.
 
 They are preconditioned once and stay in memory; queries that do not fit the memory budget
-take another pass. They lie in blocks of outputs, each contiguous, so that a training
-gradient is formed a block at a time and multiplied while it is in the cache.
+take another pass. They lie in blocks of outputs, each contiguous: training gradients are
+formed a block at a time, and multiplied at once.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from math import gcd
 
 import numpy as np
 import torch
@@ -22,9 +23,10 @@ from influence.linear_layers import LinearUse, linear_uses
 from projections import Batch, Gradient
 
 GROUP = 32  # training examples whose gradients are formed at a time
-FORMED_ENTRIES = {"cpu": 1 << 23, "cuda": 1 << 27}  # entries of gradients formed at a time
-LEAST_OUTPUTS = 128  # of a block: forming fewer is slow, however many inputs there are
+FORMED_ENTRIES = {"cpu": 1 << 23, "cuda": 1 << 27}  # of gradients formed at a time: 32 MB
+LEAST_OUTPUTS = 128  # of a block, since forming fewer is slow; 16 KB for each input
 PIECE_ENTRIES = 1 << 13  # entries of a product that one core works on
+LEAST_ENTRIES = 1 << 8  # below which pieces are too many
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,8 @@ class FullQueries:
     ) -> Float[Tensor, "n q"]:
         """Return inner products with training gradients.
 
-        Query gradients are read once a batch. With one position no gradient is formed: the
-        queries map the inputs, and meet the output gradients.
+        Query gradients are read once a group of examples. With one position no gradient is
+        formed: the queries map the inputs, and meet the output gradients.
         """
         out = inputs.new_zeros(len(inputs), len(self))
         for grads, block in self._pairs(inputs, output_grads):
@@ -62,8 +64,10 @@ class FullQueries:
                 out += torch.einsum("nqh,nh->nq", mapped, grads[:, 0])
                 continue
             queries = _pieces(block).mT
+            most = _formed_entries(inputs.device, inputs.shape[2])
+            group = max(1, min(GROUP, most // block[0].numel()))
             for a, g, some in zip(
-                inputs.split(GROUP), grads.split(GROUP), out.split(GROUP), strict=True
+                inputs.split(group), grads.split(group), out.split(group), strict=True
             ):
                 some += (_pieces(g.mT @ a) @ queries).sum(0)
         return out
@@ -126,14 +130,20 @@ def _pieces(gradients: Float[Tensor, "n h i"]) -> Float[Tensor, "p n c"]:
     A product of a few rows with a few rows over all entries at once is half as fast.
     """
     count, num_out, num_in = gradients.shape
-    outputs = _outputs_of_a_piece(num_in)
-    pieces = num_out // outputs if num_out % outputs == 0 else 1
-    return gradients.reshape(count, pieces, -1).movedim(1, 0)
+    outputs = gcd(num_out, _outputs_of_a_piece(num_in))
+    if outputs * num_in < LEAST_ENTRIES:
+        outputs = num_out
+    return gradients.reshape(count, num_out // outputs, outputs * num_in).movedim(1, 0)
 
 
 def _outputs_of_a_piece(num_in: int) -> int:
     """Return the number of outputs of a piece, a power of two, as numbers of outputs often hold."""
     return 1 << max(1, PIECE_ENTRIES // num_in).bit_length() - 1
+
+
+def _formed_entries(device: torch.device, num_in: int) -> int:
+    """Return how many entries of gradients are formed at a time, of no block too low."""
+    return max(FORMED_ENTRIES.get(device.type, 1 << 24), GROUP * LEAST_OUTPUTS * num_in)
 
 
 Queries = FullQueries | LowRankQueries
@@ -251,11 +261,11 @@ class QueryGradients:
         )
 
     def _allocate(self, use: LinearUse, dtype: torch.dtype) -> tuple[Tensor, ...]:
-        """Return blocks of zeros, of as many outputs as a group's gradients fit the cache."""
+        """Return blocks of zeros, as high as the gradients of a group are formed at a time."""
         num_in, num_out = use.inputs.shape[2], use.output_grads.shape[2]
-        entries = FORMED_ENTRIES.get(use.inputs.device.type, 1 << 24)
         piece = _outputs_of_a_piece(num_in)
-        height = max(entries // (GROUP * num_in), LEAST_OUTPUTS) // piece * piece or piece
+        height = _formed_entries(use.inputs.device, num_in) // (GROUP * num_in)
+        height = height // piece * piece or piece
         return tuple(
             use.inputs.new_zeros((len(self.ids), min(height, num_out - first), num_in), dtype=dtype)
             for first in range(0, num_out, height)

@@ -3,7 +3,11 @@
 The C library hands a large block back to the system when it is freed. The next batch asks for
 the same again, in pages that the system first fills with zeros: on a CPU a sixth of the time of an
 index of a small language model (`benchmarks/freed_memory.py`). Here it keeps what is freed until
-a shard is complete, and no longer: blocks of many sizes leave gaps, which would add up.
+a shard is complete: blocks of many sizes leave gaps, which would add up over a long pass. What was
+made within and is freed later goes back to the system after the next shard of any pass.
+
+NOTE: settings are of the whole process, and help its first thread: others have heaps of 64 MB at
+most, and take larger blocks from the system whatever is set.
 """
 
 import ctypes
@@ -17,8 +21,8 @@ from threading import Lock
 # Parameters of `mallopt`, by their numbers in malloc.h of the GNU C library.
 TRIM_THRESHOLD, MMAP_THRESHOLD, MMAP_MAX = -1, -3, -4
 KEEPING = {MMAP_MAX: 0, TRIM_THRESHOLD: -1}  # no block of its own mapping, nothing given back
-# The library moves its thresholds up to these by itself, until someone sets one of them.
-AS_BEFORE = {MMAP_MAX: 1 << 16, MMAP_THRESHOLD: 32 << 20, TRIM_THRESHOLD: 64 << 20}
+# Up to these the library moves its thresholds by itself, until someone sets one of them.
+AT_THEIR_LIMITS = {MMAP_MAX: 1 << 16, MMAP_THRESHOLD: 32 << 20, TRIM_THRESHOLD: 64 << 20}
 
 _lock = Lock()
 _num_inside = 0
@@ -28,8 +32,10 @@ _num_inside = 0
 def freed_memory_kept() -> Iterator[None]:
     """Keep memory that is freed within, and give it back to the system at the end.
 
-    With other allocators and systems than the GNU C library's, or where the environment sets its
-    thresholds (``MALLOC_TRIM_THRESHOLD_``, ``GLIBC_TUNABLES``, ...), nothing is changed.
+    Thresholds of the C library are then those that it would have grown to: 32 MB for blocks of
+    their own, 64 MB for what is kept. With other allocators and systems than the GNU C library's,
+    or where the environment sets its thresholds (``MALLOC_TRIM_THRESHOLD_``, ``GLIBC_TUNABLES``,
+    ...), nothing is changed.
     """
     global _num_inside
     library = _gnu_library()
@@ -44,9 +50,9 @@ def freed_memory_kept() -> Iterator[None]:
         yield
     finally:
         with _lock:
-            _num_inside -= 1
+            _num_inside = max(0, _num_inside - 1)  # a fork begins at 0
             if _num_inside == 0:
-                _set(library.mallopt, AS_BEFORE)
+                _set(library.mallopt, AT_THEIR_LIMITS)
                 library.malloc_trim(0)
 
 
@@ -66,4 +72,17 @@ def _gnu_library() -> ctypes.CDLL | None:
         return None
     library = ctypes.CDLL(None)
     names = ("gnu_get_libc_version", "mallopt", "malloc_trim")
-    return library if all(hasattr(library, name) for name in names) else None
+    if not all(hasattr(library, name) for name in names):
+        return None
+    library.malloc_trim.argtypes = [ctypes.c_size_t]
+    os.register_at_fork(after_in_child=_begin_anew)
+    return library
+
+
+def _begin_anew() -> None:
+    """Forget the threads of the parent, of which a fork has none."""
+    global _lock, _num_inside
+    _lock, _num_inside = Lock(), 0
+    library = _gnu_library()
+    if library is not None:
+        _set(library.mallopt, AT_THEIR_LIMITS)

@@ -232,8 +232,9 @@ class _Walk:
         examples = self.task.encode(self.rows.fetch(positions)) if positions else []
         groups = list(pack([self.task.size(example) for example in examples], self.settings))
         counts = self.ranks.gather(len(groups), "batches of a round") if self._in_step else [0]
-        # A single batch, such as one query, has no next one to keep memory for.
-        with freed_memory_kept() if len(groups) > 1 else nullcontext():
+        # A single batch, such as one query, has no next one in its shard to keep memory for.
+        keeps = len(groups) > 1 and self.task.device.type == "cpu"
+        with freed_memory_kept() if keeps else nullcontext():
             table = self._compute(positions, examples, groups) if positions else None
         for _ in range(len(groups), max(counts)):
             self._run_along()

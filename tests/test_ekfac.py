@@ -555,3 +555,21 @@ def test_queries_in_blocks_and_pieces_meet_every_gradient(
     expected = torch.einsum("noi,qoi->nq", gradients, torch.cat(blocks, dim=1))
     found = query_module.FullQueries(tuple(blocks)).scores(inputs, grads)
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_query_gradients_lie_in_blocks_that_scores_are_right_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    task = Regression(nn.Sequential(nn.Linear(6, 11), nn.Tanh(), nn.Linear(11, 7)).double())
+    data = [(torch.randn(6).double(), torch.randn(7).double()) for _ in range(40)]
+    fitted = EKFAC(seed=0, fisher="empirical").fit(task, data)
+    expected = fitted.scores(task, data[:3], data).values
+    for name, value in {"LEAST_OUTPUTS": 4, "PIECE_ENTRIES": 16, "LEAST_ENTRIES": 1}.items():
+        monkeypatch.setattr(query_module, name, value)
+    monkeypatch.setattr(query_module, "FORMED_ENTRIES", {"cpu": 1})
+    queries = fitted.query_gradients(task, data[:3])
+    full = [part for part in queries.values() if isinstance(part, query_module.FullQueries)]
+    assert sorted(len(part.blocks) for part in full) == [2, 3]
+    found = fitted.scores(task, data[:3], data).values
+    np.testing.assert_allclose(found, expected, rtol=1e-12)

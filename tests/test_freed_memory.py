@@ -1,9 +1,12 @@
 """Memory that a pass frees stays with the process until a shard is complete."""
 
 import ctypes
+import os
 import resource
 import subprocess
 import sys
+import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +18,8 @@ from projections.freed_memory import freed_memory_kept
 BYTES, TIMES = 1 << 26, 10
 
 needs_gnu = pytest.mark.skipif(
-    freed_memory._gnu_library() is None, reason="needs the GNU C library, with its own settings"
+    freed_memory._gnu_library() is None or threading.current_thread() != threading.main_thread(),
+    reason="needs the GNU C library, with its own settings, and the first thread",
 )
 
 
@@ -27,21 +31,41 @@ def pages_touched() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
+def resident() -> int:
+    """Return the bytes of memory that this process has."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
 @needs_gnu
 def test_a_block_is_taken_again_within_and_given_back_at_the_end() -> None:
+    before = resident()
     with freed_memory_kept():
+        pages_touched()
         kept = pages_touched()
+        assert resident() > before + BYTES // 2
+    assert resident() < before + BYTES // 2
     assert kept * 2 < pages_touched()
 
 
 @needs_gnu
 def test_an_inner_context_leaves_the_outer_one_alone() -> None:
     with freed_memory_kept():
+        pages_touched()
         with freed_memory_kept():
             pass
         kept = pages_touched()
     assert kept * 2 < pages_touched()
     assert freed_memory._num_inside == 0
+
+
+@needs_gnu
+def test_a_fork_begins_outside() -> None:
+    with freed_memory_kept():
+        child = os.fork()
+        if child == 0:
+            os._exit(freed_memory._num_inside)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert freed_memory._num_inside == 1
 
 
 @needs_gnu
@@ -76,7 +100,11 @@ def test_what_the_environment_sets_is_left_alone(setting: str) -> None:
     name, _, value = setting.partition("=")
     code = "from projections import freed_memory as f; print(f._gnu_library())"
     done = subprocess.run(
-        [sys.executable, "-c", code], env={name: value}, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        env=os.environ | {name: value},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.strip() == "None"
 
