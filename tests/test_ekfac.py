@@ -547,6 +547,7 @@ def test_queries_in_blocks_and_pieces_meet_every_gradient(
     positions: int, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(query_module, "PIECE_ENTRIES", 12)
+    monkeypatch.setattr(query_module, "LEAST_ENTRIES", 1)
     generator = torch.Generator().manual_seed(0)
     blocks = [torch.randn(4, height, 6, generator=generator).double() for height in (8, 2, 3)]
     inputs = torch.randn(count, positions, 6, generator=generator).double()
