@@ -1,11 +1,12 @@
 """How fast a machine computes what plans count: measured here, or from a data sheet.
 
-Letters: ``m n k`` sides of a matrix product.
+Letters: ``m n k`` sides of a matrix product, ``p`` products at a time.
 """
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
 from typing import Protocol
 
@@ -67,7 +68,7 @@ class MeasuredMachine:
 
     device: torch.device
     dtype: torch.dtype = torch.float32
-    _rates: dict[tuple[int, int, int], float] = field(default_factory=dict, init=False)
+    _rates: dict[tuple[int, int, int, int], float] = field(default_factory=dict, init=False)
     _scalars: dict[str, float] = field(default_factory=dict, init=False)
 
     @property
@@ -78,19 +79,17 @@ class MeasuredMachine:
         return f"this machine, {torch.get_num_threads()} threads"
 
     def product_rate(self, product: Product) -> float:
-        """Return the multiply-adds a second of a product of this shape, at most 8,192 a side."""
+        """Return the multiply-adds a second of products of this shape, at most 8,192 a side."""
         sides = (product.rows, product.inner, product.columns)
         m, k, n = (max(1, min(side, LONGEST_SIDE)) for side in sides)
         most = LARGEST_BYTES // 4
         # Products with few rows are as slow as their largest matrix is long to read.
         k = max(1, min(max(k, product.inner if m < 64 else k), most // max(m, n)))
-        if (m, k, n) not in self._rates:
-            left = torch.randn(m, k, device=self.device, dtype=self.dtype)
-            right = torch.randn(k, n, device=self.device, dtype=self.dtype)
-            out = torch.empty(m, n, device=self.device, dtype=self.dtype)
-            spent = self._seconds(lambda: torch.mm(left, right, out=out))
-            self._rates[m, k, n] = m * k * n / spent
-        return self._rates[m, k, n]
+        p = max(1, min(product.together, most // (k * max(m, n))))
+        if (p, m, k, n) not in self._rates:
+            spent = self._seconds(self._products(p, m, k, n))
+            self._rates[p, m, k, n] = p * m * k * n / spent
+        return self._rates[p, m, k, n]
 
     @property
     def bandwidth(self) -> float:
@@ -124,6 +123,15 @@ class MeasuredMachine:
             square = values @ values.mT
             self._scalars[key] = self._seconds(lambda: torch.linalg.eigh(square))
         return self._scalars[key] * (width / timed) ** 3
+
+    def _products(self, p: int, m: int, k: int, n: int) -> Callable[[], object]:
+        """Return a call that computes one product, or several of pieces of longer rows."""
+        empty = partial(torch.empty, device=self.device, dtype=self.dtype)
+        out = empty(p, m, n)
+        if p == 1:
+            return partial(torch.mm, empty(m, k).normal_(), empty(k, n).normal_(), out=out[0])
+        left, right = (empty(rows, p, k).normal_().movedim(1, 0) for rows in (m, n))
+        return partial(torch.bmm, left, right.mT, out=out)
 
     def _seconds(self, run: Callable[[], object]) -> float:
         """Return the median seconds of a run, after one that does not count."""

@@ -7,6 +7,7 @@ coordinates. Influence is the inner product of a row with a whitened query; the 
 hundred can be scored again by the full curvature, for those candidates only.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from influence.curvature import FittedCurvature
@@ -103,14 +104,16 @@ class InfluenceIndex:
         return Whitening(matrix, self.damping, self.target)
 
     @cached_property
-    def _candidates(self) -> Whitening:
-        """The same for candidates: the full curvature, on the kept coordinates alone.
+    def _finders(self) -> list[Whitening | LowRankWhitening]:
+        """What finds candidates: the full curvature on the kept coordinates, and the Gram matrix.
 
-        What a score is to be computed again for must be found by that score's own metric.
+        The first is the metric that scores them again; where the kept coordinates hold little
+        of that, the second finds more (measured in `benchmarks/index_speed.md`).
         """
         within = self.projector.within
         dampings = within(self.projector.dampings(self.curvature.dampings))
-        return Whitening(within(self.projector.eigenvalues), 1.0, dampings)
+        own = Whitening(within(self.projector.eigenvalues), 1.0, dampings)
+        return [own] if self.gram is None else [own, self.whitening]
 
     def query_rows(
         self, task: Task, queries: Any, *, settings: PassSettings | None = None
@@ -125,16 +128,16 @@ class InfluenceIndex:
         Raises:
             StoreMismatchError: The model is not the one that was indexed.
         """
-        return self._whitened(self.whitening, task, queries, settings)
+        return self._whitened([self.whitening], task, queries, settings)[0]
 
     def _whitened(
         self,
-        whitening: Whitening | LowRankWhitening,
+        metrics: Sequence[Whitening | LowRankWhitening],
         task: Task,
         queries: Any,
         settings: PassSettings | None,
-    ) -> Float[np.ndarray, "q D"]:
-        """Return the rows of queries in one metric."""
+    ) -> Float[np.ndarray, "m q D"]:
+        """Return the rows of queries in each metric."""
         self.curvature.check_model(task)
         table = run_pass(
             QueryTask(task),
@@ -143,7 +146,8 @@ class InfluenceIndex:
             settings=self.curvature.reading(settings),
             description="queries",
         )
-        return whitening.apply(torch.from_numpy(table.columns["sketch"])).numpy()
+        rows = torch.from_numpy(table.columns["sketch"])
+        return np.stack([metric.apply(rows).numpy() for metric in metrics])
 
     def search(
         self,
@@ -162,8 +166,8 @@ class InfluenceIndex:
             queries: A dataset of queries.
             k: Number of rows at each end.
             rerank: Number of candidates at each end that are scored again by the full
-                curvature; 0 for none. They are found by the eigenvalues, which come nearest to
-                that score, and their gradients are recomputed.
+                curvature; 0 for none. The eigenvalues, which that score has too, and the Gram
+                matrix find them in turns, and their gradients are recomputed.
             data: The indexed data, needed for re-ranking.
             settings: Batching.
 
@@ -179,18 +183,19 @@ class InfluenceIndex:
             if data is None:
                 raise ValueError("`data` must be given to re-rank: its gradients are recomputed.")
             self.store.require(data=as_rows(data).fingerprint)
-        whitening = self._candidates if rerank else self.whitening
-        rows = self._whitened(whitening, task, queries, settings)
-        top, bottom = SearchIndex(self.store).search_both(rows, max(k, rerank))
         if not rerank:
-            return top, bottom
+            rows = self.query_rows(task, queries, settings=settings)
+            return SearchIndex(self.store).search_both(rows, k)
         asked = as_rows(queries)
+        rows = self._whitened(self._finders, task, asked, settings)
+        found = SearchIndex(self.store).search_both(rows.reshape(-1, rows.shape[-1]), rerank)
+        top, bottom = (_in_turns(end.positions.reshape(*rows.shape[:2], -1)) for end in found)
         best, worst = [], []
         for query in range(len(asked)):
             gradients = self.curvature.query_gradients(
                 task, asked.fetch([query]), settings=settings
             )
-            candidates = np.union1d(top.positions[query], bottom.positions[query])
+            candidates = np.union1d(top[query], bottom[query])
             scores = self._exact(task, as_rows(data), candidates, gradients, settings)
             order = np.argsort(-scores, kind="stable")
             best.append((candidates[order[:k]], scores[order[:k]]))
@@ -243,6 +248,24 @@ class InfluenceIndex:
         gram = None if config["gram_file"] is None else read_gram(folder / config["gram_file"])
         target = pick_target(config["target"], curvature, projector)
         return cls(curvature, projector, store, gram, target, config["damping"])
+
+
+def _in_turns(ranked: Int[np.ndarray, "m q k"]) -> Int[np.ndarray, "q k"]:
+    """Return the first of each ranking, then the second of each, and so on, none twice.
+
+    Args:
+        ranked: Rankings of the same rows, best first.
+
+    Example:
+        >>> _in_turns(np.array([[[5, 3, 1]], [[5, 7, 3]]]))
+        array([[5, 3, 7]])
+    """
+    _, num_queries, k = ranked.shape
+    found = np.empty((num_queries, k), dtype=ranked.dtype)
+    for query, turns in enumerate(ranked.transpose(1, 2, 0).reshape(num_queries, -1)):
+        _, first = np.unique(turns, return_index=True)
+        found[query] = turns[np.sort(first)[:k]]
+    return found
 
 
 def build_index(

@@ -64,7 +64,7 @@ class FullQueries:
                 out += torch.einsum("nqh,nh->nq", mapped, grads[:, 0])
                 continue
             queries = _pieces(block).mT
-            most = _formed_entries(inputs.device, inputs.shape[2])
+            most = formed_entries(inputs.device.type, inputs.shape[2])
             group = max(1, min(GROUP, most // block[0].numel()))
             for a, g, some in zip(
                 inputs.split(group), grads.split(group), out.split(group), strict=True
@@ -130,20 +130,20 @@ def _pieces(gradients: Float[Tensor, "n h i"]) -> Float[Tensor, "p n c"]:
     A product of a few rows with a few rows over all entries at once is half as fast.
     """
     count, num_out, num_in = gradients.shape
-    outputs = gcd(num_out, _outputs_of_a_piece(num_in))
+    outputs = gcd(num_out, outputs_of_a_piece(num_in))
     if outputs * num_in < LEAST_ENTRIES:
         outputs = num_out
     return gradients.reshape(count, num_out // outputs, outputs * num_in).movedim(1, 0)
 
 
-def _outputs_of_a_piece(num_in: int) -> int:
+def outputs_of_a_piece(num_in: int) -> int:
     """Return the number of outputs of a piece, a power of two, as numbers of outputs often hold."""
     return 1 << max(1, PIECE_ENTRIES // num_in).bit_length() - 1
 
 
-def _formed_entries(device: torch.device, num_in: int) -> int:
+def formed_entries(device_type: str, num_in: int) -> int:
     """Return how many entries of gradients are formed at a time, of no block too low."""
-    return max(FORMED_ENTRIES.get(device.type, 1 << 24), GROUP * LEAST_OUTPUTS * num_in)
+    return max(FORMED_ENTRIES.get(device_type, 1 << 24), GROUP * LEAST_OUTPUTS * num_in)
 
 
 Queries = FullQueries | LowRankQueries
@@ -263,8 +263,8 @@ class QueryGradients:
     def _allocate(self, use: LinearUse, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """Return blocks of zeros, as high as the gradients of a group are formed at a time."""
         num_in, num_out = use.inputs.shape[2], use.output_grads.shape[2]
-        piece = _outputs_of_a_piece(num_in)
-        height = _formed_entries(use.inputs.device, num_in) // (GROUP * num_in)
+        piece = outputs_of_a_piece(num_in)
+        height = formed_entries(use.inputs.device.type, num_in) // (GROUP * num_in)
         height = height // piece * piece or piece
         return tuple(
             use.inputs.new_zeros((len(self.ids), min(height, num_out - first), num_in), dtype=dtype)

@@ -43,11 +43,16 @@ class Whitening:
     target: Float[Tensor, "k ..."] | None = None
 
     def apply(self, queries: Float[Tensor, "q k"]) -> Float[Tensor, "q k"]:
-        """Return the inverse times each query, in float64."""
-        wide = queries.double()
+        """Return the inverse times each query.
+
+        A whole inverse is computed in float64 and kept in the queries' type: its rounding
+        does what theirs has done already, and reading it is what a single query waits for.
+        """
         if self.matrix.dim() == 1:
-            return (wide / (self.matrix.double() + self._added)).to(queries.dtype)
-        return (wide @ self._inverse).to(queries.dtype)
+            return (queries.double() / (self.matrix.double() + self._added)).to(queries.dtype)
+        if queries.dtype not in self._inverses:
+            self._inverses[queries.dtype] = self._inverse().to(queries.dtype)
+        return queries @ self._inverses[queries.dtype]
 
     @property
     def _added(self) -> Float[Tensor, "k *k"]:
@@ -56,8 +61,12 @@ class Whitening:
         return self.damping * (ones if self.target is None else self.target.double())
 
     @cached_property
+    def _inverses(self) -> dict[torch.dtype, Float[Tensor, "k k"]]:
+        """The inverse by type, filled as queries come."""
+        return {}
+
     def _inverse(self) -> Float[Tensor, "k k"]:
-        """The inverse itself: a product reads it once, where two triangular solves take longer."""
+        """Return the inverse: a product reads it once, where two triangular solves take longer."""
         added = self._added if self._added.dim() == 2 else torch.diag(self._added)
         factor = torch.linalg.cholesky(self.matrix.double() + added)
         return torch.cholesky_inverse(factor)

@@ -4,7 +4,7 @@ Letters: ``t`` positions, ``i`` inputs of a layer, ``o`` outputs, ``b`` position
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from influence.layer_shapes import LayerShape, ModelShape
 
@@ -23,12 +23,14 @@ class Product:
         inner: Its columns.
         columns: Columns of the right factor.
         operations: Multiply-adds, over all products of this shape.
+        together: How many of them one call computes.
     """
 
     rows: int
     inner: int
     columns: int
     operations: float
+    together: int = 1
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,7 @@ class Work:
 
     def times(self, count: float) -> "Work":
         """Return the same, several times; decompositions are made once."""
-        scaled = tuple(
-            Product(p.rows, p.inner, p.columns, p.operations * count) for p in self.products
-        )
+        scaled = tuple(replace(p, operations=p.operations * count) for p in self.products)
         return Work(scaled, self.moved * count, self.scattered * count, self.decompositions)
 
     @property

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from torch import Tensor
 
 from projections.base import TopK
@@ -20,10 +20,10 @@ from projections.best import BestRows
 from projections.checks import check_between
 from projections.errors import NonFiniteError
 from projections.progress import track
+from projections.row_products import RowProducts
 from projections.store import GradientStore
 
 BLOCK_BYTES = 1 << 24  # scores held at a time: few enough to stay in a cache
-WIDENED_ENTRIES = 1 << 20  # entries made float32 at a time: few enough to stay in a cache
 
 
 @dataclass(frozen=True)
@@ -103,13 +103,14 @@ class SearchIndex:
         """
         height = min(len(self), max(1, BLOCK_BYTES // (4 * max(1, len(queries)))))
         buffer = queries.new_empty(len(queries), height)
+        products = RowProducts(queries)
         start = end = 0
-        for block, factors in _pieces(self.rows, height, self.device):
+        for block, factors in _blocks(self.rows, height):
             if end - start + len(block) > height:
                 yield torch.arange(start, end, device=self.device), buffer[:, : end - start]
                 start = end
             scores = buffer[:, end - start : end - start + len(block)]
-            torch.mm(queries, block.T, out=scores)
+            products.write(block, scores)
             for some in (factors, self._scales(end, len(block))):
                 if some is not None:
                     scores *= torch.from_numpy(some).to(self.device)
@@ -154,25 +155,13 @@ def row_ids(rows: Any, ids: np.ndarray | None) -> np.ndarray:
     return rows.ids if isinstance(rows, GradientStore) else np.arange(len(rows))
 
 
-def _pieces(
-    rows: Any, height: int, device: str | torch.device
-) -> Iterator[tuple[Float[Tensor, "b d"], Float[np.ndarray, " b"] | None]]:
-    """Yield rows as float32 on a device, at most ``height`` at once, and int8 rows' scales.
-
-    Rows of another type are widened in one buffer, which the next piece overwrites.
-    """
+def _blocks(
+    rows: Any, height: int
+) -> Iterator[tuple[Num[Tensor, "b d"], Float[np.ndarray, " b"] | None]]:
+    """Yield rows as they are kept, at most ``height`` at once, and int8 rows' scales."""
     parts = rows.tensors() if isinstance(rows, GradientStore) else [(torch.as_tensor(rows), None)]
-    width = max(1, width_of(rows))
-    wide = torch.empty(0, width, device=device)
     for part, scales in parts:
-        direct = part.dtype == torch.float32
-        step = height if direct else min(height, max(1, WIDENED_ENTRIES // width))
-        for start in range(0, len(part), step):
-            piece = part[start : start + step].to(device)
-            factors = None if scales is None else np.ascontiguousarray(scales[start : start + step])
-            if direct:
-                yield piece, factors
-                continue
-            if len(wide) < len(piece):
-                wide = torch.empty(len(piece), width, device=device)
-            yield wide[: len(piece)].copy_(piece), factors
+        for start in range(0, len(part), height):
+            some = None if scales is None else scales[start : start + height]
+            factors = None if some is None else np.ascontiguousarray(some)
+            yield part[start : start + height], factors

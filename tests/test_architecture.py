@@ -106,6 +106,7 @@ projections.encoding        from some rows to their vectors
 projections.embeddings      one vector a row, from anything, kept in shards
 projections.encoders        from rows to embeddings
 projections.best            the best rows so far
+projections.row_products    queries times rows as they are kept
 projections.search          the best rows for a query
 projections.faiss_factory   FAISS indexes without rows, and what trains them
 projections.index_parts     what the parts of an index hold

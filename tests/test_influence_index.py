@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from influence import EKFAC, AbsoluteDamping, InfluenceIndex, build_index, choose_coordinates
-from influence.whitening import low_rank_gram
+from influence.whitening import Whitening, low_rank_gram
 from projections import Classification, PassSettings, Sketch, StoreMismatchError, Task, run_pass
 
 STORED = 2e-5  # rows are kept in float32
@@ -93,6 +93,22 @@ def test_the_gram_matrix_of_the_rows_is_shrunk_towards_the_curvature(setup, tmp_
     )
 
 
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-11), (torch.float32, 2e-6)])
+def test_queries_are_whitened_as_precisely_as_they_are_given(
+    dtype: torch.dtype, bound: float
+) -> None:
+    torch.manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(50, 50, dtype=torch.float64))[0]
+    matrix = basis @ torch.diag(torch.logspace(-3, 1, 50, dtype=torch.float64)) @ basis.mT
+    queries = torch.randn(4, 50, dtype=torch.float64)
+    damped = matrix + 1e-3 * torch.eye(50, dtype=torch.float64)
+    wanted = torch.linalg.solve(damped, queries.mT).mT
+    found = Whitening(matrix, 1e-3).apply(queries.to(dtype))
+    assert found.dtype == dtype
+    errors = (found.double() - wanted).norm(dim=1) / wanted.norm(dim=1)
+    assert errors.max() < bound
+
+
 def test_a_gram_matrix_of_full_rank_is_the_whole_matrix(setup, tmp_path) -> None:
     task, train, queries, fitted = setup
     options: dict[str, Any] = {"num_dims": 9, "gram": "empirical"}
@@ -158,14 +174,33 @@ def test_a_reranked_search_has_the_full_scores(setup, tmp_path) -> None:
     np.testing.assert_allclose(top.scores, -np.sort(-exact, axis=1)[:, :5], rtol=1e-8)
 
 
-def test_candidates_are_found_by_the_metric_that_ranks_them_again(setup, tmp_path) -> None:
+def test_without_a_gram_matrix_the_metric_that_ranks_candidates_again_finds_them(
+    setup, tmp_path
+) -> None:
     task, train, queries, fitted = setup
+    options: dict[str, Any] = {"num_dims": size_of(fitted), "gram": None, "damping": 50.0}
+    index = build_index(fitted, task, train, path=tmp_path, **options)
     # With all coordinates and no more candidates than hits, only that metric finds them all.
-    index = build_index(fitted, task, train, num_dims=size_of(fitted), path=tmp_path)
     exact = np.argsort(-fitted.scores(task, queries, train).values, axis=1)[:, :5]
     assert (np.sort(index.search(task, queries, k=5)[0].ids) != np.sort(exact)).any()
     top, _ = index.search(task, queries, k=5, rerank=5, data=train)
     np.testing.assert_array_equal(top.ids, exact)
+
+
+def test_the_curvature_and_the_gram_matrix_find_candidates_in_turns(setup, tmp_path) -> None:
+    task, train, queries, fitted = setup
+    index = build_index(fitted, task, train, num_dims=size_of(fitted), path=tmp_path)
+    exact = fitted.scores(task, queries, train).values
+    by_gram = index.query_rows(task, queries) @ rows_of(index).T
+    top, bottom = index.search(task, queries, k=4, rerank=4, data=train)
+    for query, (own, other) in enumerate(zip(exact, by_gram, strict=True)):
+        candidates = set()
+        for sign in (-1, 1):
+            turns = np.stack([np.argsort(sign * own), np.argsort(sign * other)], 1).flatten()
+            candidates |= set(list(dict.fromkeys(turns.tolist()))[:4])
+        ranked = sorted(candidates, key=lambda row: -own[row])
+        assert top.ids[query].tolist() == ranked[:4]
+        assert bottom.ids[query].tolist() == ranked[::-1][:4]
 
 
 def test_exact_self_influence_stands_beside_the_rows(setup, tmp_path) -> None:

@@ -91,9 +91,10 @@ def test_more_devices_share_the_passes_and_the_largest_matrices(tmp_path: Path) 
     assert hours[4]["eigendecompositions"] <= hours[1]["eigendecompositions"] / 3
 
 
-def test_rates_are_measured_once_and_turn_counts_into_seconds() -> None:
+@pytest.mark.parametrize("together", [1, 3])
+def test_rates_are_measured_once_and_turn_counts_into_seconds(together: int) -> None:
     machine = MeasuredMachine(torch.device("cpu"))
-    product = Product(64, 32, 16, 64 * 32 * 16)
+    product = Product(64, 32, 16, 64 * 32 * 16, together=together)
     first = machine.product_rate(product)
     assert machine.product_rate(product) == first > 0
     work = Work((product,), moved=1e6, scattered=1e4, decompositions=(8,))
