@@ -2,7 +2,8 @@
 
 The rows lie near a random subspace, as projected gradients do, with noise; the queries
 are drawn likewise. Exact search returns both ends, the most helpful and the most harmful
-rows; the bare run is one product and one top-k, of one end only.
+rows; the bare run is one product and one top-k, of one end only. Rows of int8 are searched in
+integers, and widened to float32 as on a processor that cannot multiply such numbers.
 """
 
 import tempfile
@@ -10,17 +11,19 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from time import perf_counter
+from unittest.mock import patch
 
 import faiss
 import numpy as np
 import torch
 from measuring import Times, interleave, options, parse, publish, table
 
-from projections import FaissIndex, GradientStore, SearchIndex, StoreWriter, Table
+from projections import FaissIndex, GradientStore, SearchIndex, StoreWriter, Table, row_products
 
 BOUND = 1.3
 BARE, BOTH = "product + top-k", "product + top-k + bottom-k"
 EXACT, STORED = "SearchIndex, both ends", "the same from a store"
+INTEGERS, WIDENED = "int8 rows, in integers", "int8 rows, widened"
 SHARD = 1024  # rows in a shard of the store
 RANK = 64  # dimensions of the subspace
 NOISE = 0.5  # share of the noise's standard deviation in each coordinate
@@ -48,6 +51,8 @@ def main() -> None:
             compare_exact({EXACT: exact, STORED: stored}, rows, some, chosen.k, chosen.rounds)
             for some in queries
         ]
+        narrow = SearchIndex(write_store(rows, Path(folder) / "int8", dtype="int8"))
+        integers = [compare_widened(narrow, some, chosen.k, chosen.rounds) for some in queries]
     lines = []
     for some, times in zip(queries, results, strict=True):
         cells = [f"{1e3 * times.typical(name):.1f}" for name in (BARE, BOTH, EXACT, STORED)]
@@ -69,6 +74,7 @@ def main() -> None:
             f"milliseconds a call, {chosen.rounds} rounds. The files of the store, of {SHARD} "
             "rows a shard, are in the page cache.",
             table(head, lines),
+            table(["queries", INTEGERS, WIDENED, "ratio"], integers),
             "FAISS indexes over the same rows, one end; IVF looks into a sixteenth of its lists:",
             table(names, approximate),
         ],
@@ -88,9 +94,9 @@ def make_rows(num_rows: int, num_dims: int, counts: list[int]) -> list[np.ndarra
     return [draw(count) for count in [num_rows, *counts]]
 
 
-def write_store(rows: np.ndarray, path: Path) -> GradientStore:
+def write_store(rows: np.ndarray, path: Path, *, dtype: str = "float32") -> GradientStore:
     """Return a store of the rows."""
-    writer = StoreWriter(path, {}, num_rows=len(rows))
+    writer = StoreWriter(path, {}, num_rows=len(rows), dtype=dtype)
     for shard, start in enumerate(range(0, len(rows), SHARD)):
         some = rows[start : start + SHARD]
         writer.write(shard, Table(np.arange(start, start + len(some)), {"sketch": some}))
@@ -115,6 +121,19 @@ def compare_exact(
     for name, index in indexes.items():
         runs[name] = partial(index.search_both, queries, k)
     return interleave(runs, rounds, repeats=max(1, 16 // len(queries)))
+
+
+def compare_widened(index: SearchIndex, queries: np.ndarray, k: int, rounds: int) -> list[str]:
+    """Return the line of int8 rows, whose products are computed in integers or in float32."""
+
+    def widened() -> None:
+        with patch.object(row_products, "multiplies_integers", lambda: False):
+            index.search_both(queries, k)
+
+    runs = {INTEGERS: partial(index.search_both, queries, k), WIDENED: widened}
+    times = interleave(runs, rounds, repeats=max(1, 16 // len(queries)))
+    cells = [f"{1e3 * times.typical(name):.1f}" for name in runs]
+    return [f"{len(queries)}", *cells, f"{times.ratio(INTEGERS, WIDENED):.2f}"]
 
 
 def compare_faiss(

@@ -24,7 +24,8 @@ class ColumnFiles:
     def __init__(self, path: Path) -> None:
         """Start with none."""
         self.path = path
-        self._maps: OrderedDict[Path, np.ndarray] = OrderedDict()  # least recently used first
+        # By folder of the shard and name of the column, least recently used first.
+        self._maps: OrderedDict[tuple[str, str], np.ndarray] = OrderedDict()
 
     def load(self, shard: Shard, name: str) -> np.ndarray:
         """Return one column of one shard as it is on the disk, deleted rows among it.
@@ -32,13 +33,13 @@ class ColumnFiles:
         Raises:
             StoreMismatchError: The file is missing or is no such column.
         """
-        file = shard.file(self.path, name)
-        found = self._maps.pop(file, None)
+        key = (shard.folder, name)
+        found = self._maps.pop(key, None)
         if found is None:
-            found = _map(file, shard.num_rows)
+            found = _map(shard.file(self.path, name), shard.num_rows)
             while len(self._maps) >= MOST_MAPS:
                 self._maps.popitem(last=False)
-        self._maps[file] = found
+        self._maps[key] = found
         return found
 
 

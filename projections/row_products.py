@@ -66,16 +66,15 @@ class RowProducts:
         parts, units = self._digits
         count = len(self.queries)
         height = max(1, SUMS // max(1, NUM_DIGITS * count))
-        for some, found in zip(rows.split(height), out.split(height, 1), strict=True):
-            sums = [
-                place
-                for part in parts
-                for place in torch.ops.aten._int_mm(some, part).split(count, 1)
-            ]
+        for start in range(0, len(rows), height):
+            some = rows[start : start + height]
+            sums = [torch.ops.aten._int_mm(some, part) for part in parts]
+            if len(sums) < NUM_DIGITS:
+                sums = sums[0].split(max(1, count), 1)
             total = sums[0].double()
             for lower in sums[1:]:
                 total.mul_(BASE).add_(lower)
-            found.copy_(total.mul_(units).T)
+            torch.mul(total.T, units[:, None], out=out[:, start : start + height])
 
     @cached_property
     def _digits(self) -> tuple[tuple[Int[Tensor, "d _"], ...], Float[Tensor, " q"]]:

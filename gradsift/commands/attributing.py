@@ -48,7 +48,7 @@ MODEL, METHOD = PerhapsModel(), MethodSource()
 
 @dataclass(frozen=True, kw_only=True)
 class Attribute:
-    """Score every training example for every query, by any method of attribution."""
+    """Score every training example for every query, by a method of attribution."""
 
     source: tyro.conf.OmitArgPrefixes[PerhapsModel] = MODEL
 

@@ -42,7 +42,7 @@ class Cover:
     """Neighbours of each row that facility-location looks at."""
 
     num_probes: int = 8
-    """Lists in which neighbours are looked for, above 65,536 rows; more find more."""
+    """Lists in which neighbours are looked for, above 16,384 rows; more find more."""
 
     seed: int = 0
     """Seed of the search for neighbours and of tfidf."""
