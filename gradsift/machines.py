@@ -19,7 +19,8 @@ ENTRIES = 1 << 24  # of the arrays with which bandwidth is measured
 LONGEST_SIDE = 8192  # of a product that is timed; longer ones are as fast
 LARGEST_BYTES = 1 << 28  # of a matrix that is timed
 DECOMPOSED = 768  # widest matrix whose decomposition is timed
-REPEATS = 3
+REPEATS = 3  # at least, of each thing that is timed
+LEAST_SECONDS = 0.15  # for which it is repeated, since machines have faster and slower moments
 
 
 class Machine(Protocol):
@@ -135,14 +136,15 @@ class MeasuredMachine:
 
     def _seconds(self, run: Callable[[], object]) -> float:
         """Return the median seconds of a run, after one that does not count."""
-        times = []
-        for _ in range(REPEATS + 1):
+        run()
+        times: list[float] = []
+        while len(times) < REPEATS or sum(times) < LEAST_SECONDS:
             self._wait()
             began = time.perf_counter()
             run()
             self._wait()
             times.append(time.perf_counter() - began)
-        return median(times[1:])
+        return median(times)
 
     def _wait(self) -> None:
         """Wait until the device is idle."""

@@ -178,14 +178,13 @@ class InfluenceIndex:
             ValueError: ``k`` is larger than the number of rows or of candidates.
         """
         check_between("k", k, 1, len(self), "the number of rows")
-        if rerank:
-            check_between("rerank", rerank, k, len(self), "from k to the number of rows")
-            if data is None:
-                raise ValueError("`data` must be given to re-rank: its gradients are recomputed.")
-            self.store.require(data=as_rows(data).fingerprint)
         if not rerank:
             rows = self.query_rows(task, queries, settings=settings)
             return SearchIndex(self.store).search_both(rows, k)
+        check_between("rerank", rerank, k, len(self), "from k to the number of rows")
+        if data is None:
+            raise ValueError("`data` must be given to re-rank: its gradients are recomputed.")
+        self.store.require(data=as_rows(data).fingerprint)
         asked = as_rows(queries)
         rows = self._whitened(self._finders, task, asked, settings)
         found = SearchIndex(self.store).search_both(rows.reshape(-1, rows.shape[-1]), rerank)
