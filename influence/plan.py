@@ -13,7 +13,7 @@ from typing import Any
 
 from influence.kfac_math import BAND, block_sizes, choose_way
 from influence.layer_shapes import LayerShape, ModelShape, measure_layers
-from influence.queries import GROUP, formed_entries, outputs_of_a_piece
+from influence.queries import GROUP, formed_entries, piece_entries
 from influence.work import (
     FLOAT,
     Product,
@@ -302,7 +302,7 @@ def _met(layer: LayerShape, counts: Counts) -> Work:
     """Return the inner products of one formed gradient with all queries of a pass, in pieces."""
     rows = min(counts.batch, GROUP)
     read = FLOAT * counts.queries * layer.size / rows  # queries, once a group
-    piece = min(layer.num_out, outputs_of_a_piece(layer.num_in)) * layer.num_in
+    piece = piece_entries(layer.num_out, layer.num_in)
     block = min(layer.size, formed_entries("cpu", layer.num_in) // GROUP)
     operations = counts.queries * layer.size
     pieces = Product(rows, piece, counts.queries, operations, together=max(1, block // piece))

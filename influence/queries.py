@@ -130,14 +130,18 @@ def _pieces(gradients: Float[Tensor, "n h i"]) -> Float[Tensor, "p n c"]:
     A product of a few rows with a few rows over all entries at once is half as fast.
     """
     count, num_out, num_in = gradients.shape
-    outputs = gcd(num_out, outputs_of_a_piece(num_in))
-    if outputs * num_in < LEAST_ENTRIES:
-        outputs = num_out
-    return gradients.reshape(count, num_out // outputs, outputs * num_in).movedim(1, 0)
+    entries = piece_entries(num_out, num_in)
+    return gradients.reshape(count, num_out * num_in // entries, entries).movedim(1, 0)
 
 
-def outputs_of_a_piece(num_in: int) -> int:
-    """Return the number of outputs of a piece, a power of two, as numbers of outputs often hold."""
+def piece_entries(num_out: int, num_in: int) -> int:
+    """Return the number of entries of each piece of a gradient, or of one of its blocks."""
+    outputs = gcd(num_out, _most_outputs(num_in))
+    return (outputs if outputs * num_in >= LEAST_ENTRIES else num_out) * num_in
+
+
+def _most_outputs(num_in: int) -> int:
+    """Return the most outputs of a piece: a power of two, which numbers of outputs often hold."""
     return 1 << max(1, PIECE_ENTRIES // num_in).bit_length() - 1
 
 
@@ -263,7 +267,7 @@ class QueryGradients:
     def _allocate(self, use: LinearUse, dtype: torch.dtype) -> tuple[Tensor, ...]:
         """Return blocks of zeros, as high as the gradients of a group are formed at a time."""
         num_in, num_out = use.inputs.shape[2], use.output_grads.shape[2]
-        piece = outputs_of_a_piece(num_in)
+        piece = _most_outputs(num_in)
         height = formed_entries(use.inputs.device.type, num_in) // (GROUP * num_in)
         height = height // piece * piece or piece
         return tuple(
